@@ -1,0 +1,1 @@
+"""The stream processor: telemetry in, twins, alerts and commands out."""

@@ -1,0 +1,71 @@
+"""Effects: alerts, commands, records put again, dead letters on their way to Kinesis; and their ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+
+from fleet_model import partition
+
+
+class Target(enum.StrEnum):
+    """The stream an effect goes to."""
+
+    ALERTS = "alerts"
+    COMMANDS = "commands"
+    TELEMETRY = "telemetry"  # a misrouted record, put again under its device id
+    DEAD_LETTER = "dead_letter"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Effect:
+    """One record to publish. effect_id: 32 hex digits, the same at every replay. trigger: the metric label ("temp_spike",
+    "battery_drop", "offline", "misrouted", "dead_letter"). partition_key: the device id. arrival_ms: of the causing
+    record (offline: last arrival + limit): the alert latency counts from it. data: the message, encoded."""
+
+    target: Target
+    effect_id: str
+    trigger: str
+    partition_key: str
+    arrival_ms: int
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """An effect with its number in the partition's outbox; numbers rise in the order of causes and never repeat."""
+
+    number: int
+    effect: Effect
+
+
+def effect_id(
+    identity: partition.PartitionIdentity,
+    device_id: str,
+    kind: str,
+    trigger: str,
+    state: str,
+    position: partition.Position,
+    repeat: int,
+) -> str:
+    """The id of an alert or a command: BLAKE2b-128 over the named parts, each preceded by its length.
+
+    kind: "alert" or "command". state: "firing" or "resolved". position: of the causing record; for offline, of the last
+    record heard. repeat: how often the alert had fired before in this open episode. The shard is not part of it:
+    sequence numbers are unique in a stream.
+    """
+    parts = (
+        identity.namespace,
+        identity.fleet,
+        identity.stream,
+        device_id,
+        kind,
+        trigger,
+        state,
+        position.sequence_number,
+        str(position.subsequence_number),
+        str(repeat),
+    )
+    encoded = [part.encode() for part in parts]
+    return hashlib.blake2b(b"".join(len(part).to_bytes(2, "big") + part for part in encoded), digest_size=16).hexdigest()

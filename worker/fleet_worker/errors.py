@@ -1,0 +1,27 @@
+"""Our own errors: what failed, on which partition or device, and what to do. Adapters raise them from the original."""
+
+from __future__ import annotations
+
+
+class FleetTwinError(Exception):
+    """Base of all errors a user may see."""
+
+
+class PositionExpiredError(FleetTwinError):
+    """The stream no longer holds the records after the partition's position."""
+
+
+class StreamGoneError(FleetTwinError):
+    """The stream or shard doesn't exist, or access to it is refused."""
+
+
+class DiskFullError(FleetTwinError):
+    """No room for a commit; nothing changed. Intake stops until there is room."""
+
+
+class StoreBrokenError(FleetTwinError):
+    """A partition's environment can't be trusted any more."""
+
+
+class DataFolderInUseError(FleetTwinError):
+    """Another process holds the data folder's lock."""

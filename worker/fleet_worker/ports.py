@@ -1,0 +1,121 @@
+"""The ports: what the pipeline and the supervisor need from the world, as small Protocols.
+
+Each has a real adapter and an in-memory one in `adapters`, and both pass the same contract suite (tests/contract).
+Errors an adapter raises are those of `errors`; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from fleet_model import hashing, partition
+from fleet_worker.core import commits, effects, records
+
+Answer = TypeVar("Answer")
+
+
+class Clock(Protocol):
+    """Time and threads. The simulator brings virtual ones."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since the epoch, by this machine. For stamps and metrics, never for deciding offline."""
+
+    def monotonic(self) -> float:
+        """Seconds, never going back: for intervals."""
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    async def in_thread(self, function: Callable[[], Answer]) -> Answer:
+        """Runs a blocking function without stopping the event loop."""
+
+
+class ShardSource(Protocol):
+    """Reads one shard, in order, from a position on."""
+
+    async def read(self) -> records.ShardBatch:
+        """The next answer, at most 10,000 records, after the wait that pacing asks for: at once while behind, a second
+        after the last poll when caught up, never above 5 calls/s or 2 MB/s a shard. Throttling and lost replies are
+        waited out with jittered back-off; an expired iterator is renewed from the last record returned. Cancelling a
+        read loses nothing: the next one returns the same records. After an answer with shard_ended it isn't called.
+
+        Raises PositionExpiredError when the stream no longer holds the position; StreamGoneError.
+        """
+
+
+class Stream(Protocol):
+    """The telemetry stream: its shards and a source for each."""
+
+    async def list_shards(self) -> list[partition.Shard]:
+        """Every shard the stream still retains, closed ones too, with parents that it may no longer list."""
+
+    async def now_ms(self) -> int:
+        """Kinesis' clock, by an answer's Date header."""
+
+    async def retention_ms(self) -> int:
+        """How long the stream keeps records."""
+
+    def open_shard(self, shard_id: str, start: partition.Position | int | None) -> ShardSource:
+        """start: a position (reading begins after it), an arrival time in ms, or None for the shard's beginning."""
+
+
+class EffectSink(Protocol):
+    """Publishes effects with PutRecords."""
+
+    async def publish(self, entries: Sequence[effects.OutboxEntry]) -> PublishResult:
+        """Publishes entries of one partition, keeping each device's order per stream: a call carries at most one effect
+        of a device, at most 500 records and 5 MB, and an effect goes only after the one before it was acknowledged.
+        Exactly the failed ones are tried again, with jittered back-off, for at most 30 s; what is neither acknowledged
+        nor refused by then is in neither list and may be given again. A lost reply may publish an effect twice (same id).
+        """
+
+
+class PublishResult(Protocol):
+    """acknowledged: outbox numbers Kinesis has. refused: (number, why) that it will never take."""
+
+    @property
+    def acknowledged(self) -> Sequence[int]: ...
+
+    @property
+    def refused(self) -> Sequence[tuple[int, str]]: ...
+
+
+class TwinStore(Protocol):
+    """A partition's durable twins, outbox and state. Methods block: call them through Clock.in_thread. One writer."""
+
+    @property
+    def state(self) -> commits.PartitionState:
+        """As of the last successful commit."""
+
+    def scan(self, key_range: hashing.HashKeyRange | None = None) -> Iterator[commits.TwinRows]:
+        """Every twin in key order, in chunks of at most 50,000, telemetry left out (all None)."""
+
+    def count(self) -> int: ...
+
+    def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:
+        """Those of the ids that are stored, in ascending key order, telemetry left out."""
+
+    def telemetry(self, device_ids: Sequence[str]) -> dict[str, bytes]:
+        """The last raw Telemetry of those of the ids that have one."""
+
+    def outbox(self) -> list[effects.OutboxEntry]:
+        """Unacknowledged effects, by number."""
+
+    def dead_letters(self, limit: int) -> list[records.DeadLetter]:
+        """The newest kept dead letters, newest first."""
+
+    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
+        """The offline index's entries older than the time, oldest first, at most `limit`."""
+
+    def commit(self, commit: commits.Commit) -> None:
+        """All of it, or nothing and an error. Survives the death of the process on return; of the machine after sync.
+
+        Raises DiskFullError (nothing changed; try again when there is room) or StoreBrokenError (the environment is
+        not to be used any more).
+        """
+
+    def sync(self) -> None:
+        """fsync. Raises StoreBrokenError when it fails: the environment is then thrown away."""
+
+    def close(self) -> None:
+        """Syncs and leaves the clean-close mark. Idempotent."""
