@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from fleet_model import rules
+from fleet_model import rules as fleet_rules
 
 
 class Format(enum.StrEnum):
@@ -110,8 +110,8 @@ class FleetSpec:
     name: str
     streams: Streams
     aws: Aws = Aws()
-    rules: rules.Rules = rules.Rules()
-    profiles: tuple[rules.Profile, ...] = ()
+    rules: fleet_rules.Rules = fleet_rules.Rules()
+    profiles: tuple[fleet_rules.Profile, ...] = ()
     replicas: int = 3
     image: str | None = None
     suspend: bool = False
