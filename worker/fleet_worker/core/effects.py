@@ -68,4 +68,6 @@ def effect_id(
         str(repeat),
     )
     encoded = [part.encode() for part in parts]
-    return hashlib.blake2b(b"".join(len(part).to_bytes(2, "big") + part for part in encoded), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        b"".join(len(part).to_bytes(2, "big") + part for part in encoded), digest_size=16
+    ).hexdigest()
