@@ -48,12 +48,12 @@ TWIN_DTYPE = np.dtype(
         ("maximum", "f4", (3,)),
         ("previous_minimum", "f4", (3,)),  # of the half hour before
         ("previous_maximum", "f4", (3,)),
-        ("gaps", "u2"),
         ("flags", "u2"),  # of Flag
+        ("spare", "u1", (2,)),
+        ("gaps", "u1"),
         ("late_run", "u1"),
         ("spike_run", "u1"),
         ("offline_repeats", "u1"),  # offline alerts fired in this silence
-        ("spare", "u1"),
     ]
 )
 
