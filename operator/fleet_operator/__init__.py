@@ -1,0 +1,1 @@
+"""The Kubernetes side: fleets observed, partitions planned and moved. It never touches a record or a twin."""

@@ -1,0 +1,51 @@
+# Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench proto requirements clean
+
+PYTHON ?= python3
+VENV := .venv
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fleet-twin
+AWSCLI := $(CACHE)/awscli
+DURATION ?=
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+help: ## what there is (this list)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.project ## .venv with the project and its tools: .venv/bin/fleet-twin
+
+# Installed in place, so an edit needs no new install; pyproject.toml matters for its scripts and folders.
+$(VENV)/.project: requirements-dev.txt pyproject.toml scripts/make_venv.sh
+	@PYTHON=$(PYTHON) scripts/make_venv.sh $(VENV) requirements-dev.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+demo: setup ## the whole system on this machine: simulated fleet, embedded Kinesis and S3, live view [DURATION=seconds]
+	@$(VENV)/bin/fleet-twin demo $(if $(DURATION),--duration $(DURATION)) $(DEMO_ARGS)
+
+test: lint ## lint, then every test that this machine can run [PYTEST_ARGS=…]
+	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup ## format, lint, types, import rules, generated code up to date
+	@$(VENV)/bin/ruff format --check --quiet .
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@VENV=$(VENV) scripts/proto.sh --check
+
+bench: setup ## the benchmarks, as tables and JSON lines (docs/benchmarks.md explains each number) [BENCH_ARGS=…]
+	@$(VENV)/bin/fleet-twin bench engine $(BENCH_ARGS)
+	@$(VENV)/bin/fleet-twin bench worker $(BENCH_ARGS)
+
+proto: setup ## proto/fleet_proto anew from proto/*.proto
+	@VENV=$(VENV) scripts/proto.sh
+
+requirements: setup ## the pinned requirements anew from pyproject.toml [UPGRADE=1 for the newest]
+	@VENV=$(VENV) UPGRADE=$(UPGRADE) scripts/requirements.sh
+
+clean: ## removes .venv and what tools left behind (not the user's cache, not data folders)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

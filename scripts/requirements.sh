@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Pins what pyproject.toml asks for, with hashes and for every Python version and machine at once. Pins that still fit
+# stay; `make requirements UPGRADE=1` moves all of them to the newest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+compile() {
+  ${VENV:-.venv}/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+    ${UPGRADE:+--upgrade} "$@"
+}
+
+compile pyproject.toml --output-file requirements.txt
+compile pyproject.toml --extra demo --group dev --output-file requirements-dev.txt
+# In an environment of its own: the AWS CLI pins another botocore than aiobotocore does.
+echo awscli | compile - --output-file requirements-awscli.txt
