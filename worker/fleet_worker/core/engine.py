@@ -1,0 +1,424 @@
+"""The engine of one partition: columns in, a moved table and effects out.
+
+    apply:   cut by rules generation → slots → rounds → settle offline → heard → accept → battery, temperature
+    advance: offline scan at the partition clock
+
+It performs nothing: effects are returned, rows wait dirty in the table for a commit. docs/reference/rules.md says what
+happens to each record; the order of the code is the order of that page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_model import hashing, partition, rules, spec
+from fleet_proto import fleet_pb2
+from fleet_worker.core import (
+    commits,
+    contexts,
+    control,
+    effects,
+    emit,
+    judge,
+    limits,
+    observe,
+    offline,
+    records,
+    rounds,
+    table,
+    twins,
+)
+
+SCAN_CHUNK_ROWS = 65_536
+LATE_SPAN_MAX_MS = 2**32 - 1
+FORGOTTEN = np.uint16(twins.Flag.FORGOTTEN)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """identity: names the partition in effect ids. retention_ms: how long the stream keeps records, and so how long a
+    forgotten device's stamp stays."""
+
+    identity: partition.PartitionIdentity
+    alert_format: spec.Format = spec.Format.PROTOBUF
+    command_format: spec.Format = spec.Format.PROTOBUF
+    retention_ms: int = 86_400_000
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What happened since the counts were last taken."""
+
+    late: int = 0
+    misrouted: int = 0
+    baselines: int = 0
+    created: int = 0
+    forgotten: int = 0
+
+
+class TwinEngine:
+    """generations: all that the stream's retained records may need, sorted by effective_ms, at least one."""
+
+    def __init__(self, settings: Settings, generations: Sequence[rules.RulesGeneration]) -> None:
+        self.settings = settings
+        self.counts = Counts()
+        self._generations = tuple(generations)
+        self._index = 0
+        self.table = table.TwinTable(track_firmware=needs_firmware(generations))
+        emitter = emit.Emitter(settings.identity, settings.alert_format, settings.command_format)
+        self.context = contexts.Context(self.table, limits.Limits(self._generations[0]), emitter)
+
+    @property
+    def generation(self) -> rules.RulesGeneration:
+        """The rules in force at the time the partition has reached."""
+        return self.context.limits.generation
+
+    # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_generations(self, generations: Sequence[rules.RulesGeneration]) -> None:
+        """The whole list again, sorted; generations that are in force or past stay as they were."""
+        self._generations = tuple(generations)
+        in_force = self.generation.generation
+        self._index = next((at for at, entry in enumerate(generations) if entry.generation == in_force), 0)
+
+    def start_firmware(self, firmware: dict[str, str]) -> None:
+        """Begins to track firmware: device id → that of its last accepted Telemetry, for every twin in the table."""
+        self.table.firmware = [sys.intern(firmware.get(device_id, "")) for device_id in self.table.device_ids]
+
+    def resume(self, clock_ms: int) -> None:
+        """Takes the generation that the partition had reached, without a scan: before rows are loaded."""
+        self._index = rules.generation_index(self._generations, clock_ms)
+        self.context.limits = limits.Limits(self._generations[self._index])
+
+    def load(self, loaded: commits.TwinRows, firmware: Sequence[str] | None = None) -> None:
+        """Rows from the store. firmware: n strings, needed while generations match by it."""
+        slots = self.table.load(loaded, firmware)
+        self._assign_profiles(slots)
+
+    def _assign_profiles(self, slots: NDArray[np.int64]) -> None:
+        generation = self.generation
+        if not generation.profiles:
+            self.table.profile[slots] = 0
+            return
+        device_ids, firmware = self.table.device_ids, self.table.firmware
+        self.table.profile[slots] = [
+            generation.profile_index(device_ids[slot], firmware[slot] if firmware is not None else "")
+            for slot in slots.tolist()
+        ]
+
+    def _next_start_ms(self) -> int | None:
+        following = self._index + 1
+        return self._generations[following].effective_ms if following < len(self._generations) else None
+
+    def _pass_generations(self, time_ms: int, out: list[effects.Effect]) -> None:
+        """At each generation that starts by time_ms: one scan by the old rules, then the new ones hold."""
+        start_ms = self._next_start_ms()
+        while start_ms is not None and start_ms <= time_ms:
+            self._scan(start_ms, out)
+            self._index = rules.generation_index(self._generations, start_ms)
+            self.context.limits = limits.Limits(self._generations[self._index])
+            self._assign_profiles(self.table.live_slots())
+            start_ms = self._next_start_ms()
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def advance(self, clock_ms: int) -> list[effects.Effect]:
+        """The partition clock has reached clock_ms: offline devices are found, forgotten ones' stamps purged."""
+        out: list[effects.Effect] = []
+        self._pass_generations(clock_ms, out)
+        self._scan(clock_ms, out)
+        return out
+
+    def _scan(self, clock_ms: int, out: list[effects.Effect]) -> None:
+        used = len(self.table.device_ids)
+        rows, mark = self.table.rows, self.table.mark
+        least_ms = self.context.limits.offline_least_ms()
+        repeats = bool(self.context.limits.offline_repeat_ms.any())
+        for first in range(0, used, SCAN_CHUNK_ROWS):
+            part = slice(first, min(first + SCAN_CHUNK_ROWS, used))
+            flags = rows["flags"][part]
+            due = rows["last_arrival_ms"][part] <= clock_ms - least_ms
+            if not repeats:
+                due &= flags & offline.OPEN == 0
+            due |= flags & (twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN) != 0
+            due &= mark[part] != table.FREE
+            slots = np.flatnonzero(due) + first
+            if len(slots):
+                self._settle(slots, np.full(len(slots), clock_ms), out)
+
+    def _settle(self, slots: NDArray[np.int64], time_ms: records.Int64s, out: list[effects.Effect]) -> None:
+        rows = self.table.read(slots)
+        changed = offline.fire_due(self.context, slots, rows, time_ms, out)
+        if len(changed):
+            self.table.write(slots[changed], rows.take(changed))
+            self.table.touch(slots[changed])
+        expired = rows["flags"] & (FORGOTTEN | twins.Flag.ANY_OVERRIDE) == FORGOTTEN
+        if expired.any():
+            expired &= time_ms - rows["last_arrival_ms"] >= self.settings.retention_ms
+            for slot in slots[expired].tolist():
+                self.table.delete(slot)
+
+    # ── records ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def missing(self, columns: records.Columns) -> list[str]:
+        """Device ids that only the store may have; to be loaded before apply."""
+        if not self.table.stored_elsewhere:
+            return []
+        slots = self.table.slots
+        return list({device_id for device_id in columns.device_ids if device_id not in slots} - {""})
+
+    def apply(self, columns: records.Columns) -> list[effects.Effect]:
+        """Judges the records in stream order; every stored twin among them is in the table."""
+        out: list[effects.Effect] = []
+        count, first = len(columns), 0
+        while first < count:
+            start_ms = self._next_start_ms()
+            end = count if start_ms is None else int(np.searchsorted(columns.arrival_ms, start_ms, side="left"))
+            if end > first:
+                self._judge(columns, first, end, out)
+                first = end
+            if first < count:
+                self._pass_generations(int(columns.arrival_ms[first]), out)
+        return out
+
+    def _judge(self, columns: records.Columns, first: int, end: int, out: list[effects.Effect]) -> None:
+        whole = first == 0 and end == len(columns)
+        device_ids = columns.device_ids if whole else columns.device_ids[first:end]
+        slots = self.table.lookup(device_ids)
+        if slots.min() < 0:
+            self._resolve_missing(columns, first, slots, out)
+            known = np.flatnonzero(slots >= 0)
+            slots = slots[known]
+            at = known + first
+        else:
+            at = np.arange(first, end)
+        slots_moved = False
+        for members in rounds.split(slots):
+            if slots_moved:
+                self._find_and_round(columns, at[members], out)
+            else:
+                slots_moved = self._round(columns, at[members], slots[members], out)
+
+    def _resolve_missing(
+        self, columns: records.Columns, first: int, slots: NDArray[np.int64], out: list[effects.Effect]
+    ) -> None:
+        """Gives unknown devices a row, and sends misrouted records back to the stream."""
+        known, key_range = self.table.slots, self.settings.identity.hash_key_range
+        for index in np.flatnonzero(slots < 0).tolist():
+            at = index + first
+            kind = columns.kind[at]
+            if kind == records.Kind.UNREADABLE:
+                continue
+            device_id = columns.device_ids[at]
+            slot = known.get(device_id, -1)
+            if slot < 0:
+                digest = hashing.digest(device_id)
+                if not key_range.contains_digest(digest):
+                    self.counts.misrouted += 1
+                    if kind != records.Kind.HEARD:
+                        out.append(self.context.emitter.put_again(columns, at))
+                    continue
+                if kind == records.Kind.CONTROL and columns.controls[at].instruction not in control.MAKES_A_TWIN:
+                    continue
+                slot = self.table.add(device_id, digest)
+                self.table.profile[slot] = self.generation.profile_index(device_id, "")
+                self.counts.created += 1
+            slots[index] = slot
+
+    def _round(
+        self, columns: records.Columns, at: records.Int64s, slots: NDArray[np.int64], out: list[effects.Effect]
+    ) -> bool:
+        """At most one record a device. True when rows went away, so that slots found earlier don't hold any more."""
+        twin_table = self.table
+        arrival_ms = columns.arrival_ms[at]
+        rows = twin_table.read(slots)
+        due = offline.fire_due(self.context, slots, rows, arrival_ms, out)
+        if len(due):
+            twin_table.write(slots[due], rows.take(due))
+        twin_table.touch(slots)
+        if not (rows["flags"] & FORGOTTEN == 0).all() and self._purge(columns, at, slots, rows, arrival_ms):
+            self._find_and_round(columns, at, out)
+            return True
+        if not columns.all_telemetry:
+            is_control = columns.kind[at] == records.Kind.CONTROL
+            for index in np.flatnonzero(is_control).tolist():
+                order = columns.controls[int(at[index])]
+                control.apply(self.context, int(slots[index]), order, int(arrival_ms[index]))
+            if is_control.any():
+                others = np.flatnonzero(~is_control)
+                at, slots, rows = at[others], slots[others], rows.take(others)
+        if len(at):
+            self._hear(columns, at, slots, rows, out)
+        return False
+
+    def _hear(
+        self,
+        columns: records.Columns,
+        at: records.Int64s,
+        slots: NDArray[np.int64],
+        rows: NDArray[np.void],
+        out: list[effects.Effect],
+    ) -> None:
+        """Steps 3 to 7: `rows` (copied) are changed and written back."""
+        timestamp_ms = columns.timestamp_ms[at]
+        flags = rows["flags"]
+        is_sample = None if columns.all_telemetry else columns.kind[at] == records.Kind.TELEMETRY
+        late = (timestamp_ms <= rows["last_timestamp_ms"]) & ((rows["samples"] > 0) | (flags & FORGOTTEN != 0))
+        if is_sample is not None:
+            late &= is_sample
+        baseline: NDArray[np.bool_] | None = None
+        accepted = is_sample
+        heard: NDArray[np.bool_] | None = None
+        if late.any():
+            baseline = self._late(rows, late, timestamp_ms)
+            accepted = ~late | baseline if is_sample is None else is_sample & (~late | baseline)
+            silent = late & ~baseline & (flags & FORGOTTEN != 0)
+            heard = ~silent if silent.any() else None
+        self._mark_heard(columns, at, slots, rows, (heard, late, is_sample), out)
+
+        if accepted is None or accepted.all():
+            self._accept(columns, at, slots, rows, baseline, out)
+        elif accepted.any():
+            index = np.flatnonzero(accepted)
+            some = rows.take(index)
+            part = None if baseline is None else baseline[index]
+            self._accept(columns, at[index], slots[index], some, part, out)
+            rows.view(table.RAW_ROW)[index] = some.view(table.RAW_ROW)
+        self.table.write(slots, rows)
+
+    def _late(self, rows: NDArray[np.void], late: NDArray[np.bool_], timestamp_ms: records.Int64s) -> NDArray[np.bool_]:
+        """Counts late records; (n,) where the device's clock was set back, so that the sample is a new baseline."""
+        index = np.flatnonzero(late)
+        time_ms = timestamp_ms[index]
+        some = rows.take(index)
+        rising = (some["late_run"] > 0) & (time_ms > some["late_last_ms"])
+        step_ms = np.where(rising, time_ms - some["late_last_ms"], 0)
+        span_ms = np.where(rising, np.minimum(some["late_span_ms"] + step_ms, LATE_SPAN_MAX_MS), 0)
+        run = np.where(rising, np.minimum(some["late_run"].astype(np.int64) + 1, 255), 1)
+        some["late_run"], some["late_span_ms"], some["late_last_ms"] = run, span_ms, time_ms
+        some["late"] += some["late"] < LATE_SPAN_MAX_MS
+        rows.view(table.RAW_ROW)[index] = some.view(table.RAW_ROW)
+        baseline = np.zeros(len(rows), dtype=np.bool_)
+        baseline[index] = (run >= twins.LATE_RUN_RECORDS) & (span_ms >= twins.LATE_RUN_SPAN_MS)
+        self.counts.late += len(index)
+        self.counts.baselines += int(np.count_nonzero(baseline))
+        return baseline
+
+    def _mark_heard(
+        self,
+        columns: records.Columns,
+        at: records.Int64s,
+        slots: NDArray[np.int64],
+        rows: NDArray[np.void],
+        masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_], NDArray[np.bool_] | None],
+        out: list[effects.Effect],
+    ) -> None:
+        heard, late, is_sample = masks
+        back = rows["flags"] & offline.OPEN != 0
+        if heard is not None:
+            back &= heard
+        for index in np.flatnonzero(back).tolist():
+            record = int(at[index])
+            device_id = columns.device_ids[record]
+            fresh = not late[index] and (is_sample is None or is_sample[index])
+            last = (
+                fleet_pb2.Telemetry.FromString(columns.payload[record])
+                if fresh
+                else emit.row_telemetry(device_id, rows[index])
+            )
+            cause = emit.Cause(
+                device_id=device_id,
+                time_ms=int(columns.arrival_ms[record]),
+                last=last,
+                position=partition.Position(
+                    records.sequence_string(columns.sequence[record]), int(columns.subsequence[record])
+                ),
+                generation=self.generation.generation,
+                repeat=0,
+            )
+            offline.resolve(self.context, int(slots[index]), rows[index], cause, out)
+            rows["flags"][index] &= ~(offline.OPEN | np.uint16(twins.Flag.ACKNOWLEDGED_OFFLINE))
+            rows["offline_repeats"][index] = 0
+        if heard is None:
+            rows["last_arrival_ms"] = np.maximum(rows["last_arrival_ms"], columns.arrival_ms[at])
+            rows["sequence"] = columns.sequence[at]
+            rows["subsequence"] = columns.subsequence[at]
+            rows["flags"] &= ~FORGOTTEN
+            return
+        arrival_ms = columns.arrival_ms[at[heard]]
+        rows["last_arrival_ms"][heard] = np.maximum(rows["last_arrival_ms"][heard], arrival_ms)
+        rows["sequence"][heard] = columns.sequence[at[heard]]
+        rows["subsequence"][heard] = columns.subsequence[at[heard]]
+        rows["flags"][heard] &= ~FORGOTTEN
+
+    def _accept(
+        self,
+        columns: records.Columns,
+        at: records.Int64s,
+        slots: NDArray[np.int64],
+        rows: NDArray[np.void],
+        baseline: NDArray[np.bool_] | None,
+        out: list[effects.Effect],
+    ) -> None:
+        twin_table = self.table
+        payload = columns.payload
+        indices = at.tolist()
+        twin_table.telemetry.update(zip(slots.tolist(), [payload[index] for index in indices], strict=True))
+        if columns.firmware is not None and twin_table.firmware is not None:
+            self._note_firmware(columns.firmware, indices, slots)
+        profile = twin_table.profile[slots]
+        readings = np.empty((len(at), 3))
+        readings[:, 0] = columns.temperature_c[at]
+        readings[:, 1] = columns.battery_pct[at]
+        readings[:, 2] = columns.cpu_load[at]
+        idle_below = self.context.limits.battery_idle_below[profile]
+        stretches = observe.accept(rows, columns.timestamp_ms[at], readings, baseline, idle_below)
+        samples = judge.Samples(columns, at, slots, rows, profile, columns.arrival_ms[at])
+        judge.battery(self.context, samples, stretches, out)
+        judge.temperature(self.context, samples, readings[:, 0], out)
+
+    def _note_firmware(self, versions: Sequence[str], indices: Sequence[int], slots: NDArray[np.int64]) -> None:
+        """Keeps each device's firmware; a new version may bring it into another profile."""
+        kept = self.table.firmware
+        assert kept is not None
+        for index, slot in zip(indices, slots.tolist(), strict=True):
+            version = versions[index]
+            if kept[slot] != version:
+                kept[slot] = sys.intern(version)
+                self.table.profile[slot] = self.generation.profile_index(self.table.device_ids[slot], version)
+
+    def _purge(
+        self,
+        columns: records.Columns,
+        at: records.Int64s,
+        slots: NDArray[np.int64],
+        rows: NDArray[np.void],
+        arrival_ms: records.Int64s,
+    ) -> bool:
+        """Removes stamps of forgotten devices that the stream can't hold records of any more."""
+        expired = (rows["flags"] & (FORGOTTEN | twins.Flag.ANY_OVERRIDE) == FORGOTTEN) & (
+            arrival_ms - rows["last_arrival_ms"] >= self.settings.retention_ms
+        )
+        for slot in slots[expired].tolist():
+            self.table.delete(slot)
+        return bool(expired.any())
+
+    def _find_and_round(self, columns: records.Columns, at: records.Int64s, out: list[effects.Effect]) -> None:
+        """A round after stamps were purged: their devices are new now, and slots may have changed hands."""
+        slots = self.table.lookup([columns.device_ids[index] for index in at.tolist()])
+        for index in np.flatnonzero(slots < 0).tolist():
+            one = slots[index : index + 1]
+            self._resolve_missing(columns, int(at[index]), one, out)
+        known = slots >= 0
+        if known.any():
+            self._round(columns, at[known], slots[known], out)
+
+
+def needs_firmware(generations: Sequence[rules.RulesGeneration]) -> bool:
+    """Whether any of them can put a device into a profile by its firmware."""
+    return any(generation.matches_firmware for generation in generations)
