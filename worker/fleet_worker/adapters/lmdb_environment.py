@@ -1,0 +1,137 @@
+"""One LMDB environment: how it is opened, its transactions, and what its errors mean for a partition.
+
+No fsync per commit unless the fleet asks for it, so the kernel decides when pages go to disk; no writemap, so that a full
+disk is an error and not a signal; a fixed map size, since growing it under an open reader kills the process. This
+module knows nothing of twins: it hands out transactions, and turns LMDB's errors into ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+
+from fleet_model import spec
+from fleet_worker import errors
+
+DATABASES = ("twins", "outbox", "dead_letters", "offline_index", "meta")
+READERS_MAX = 126
+LOCK_FILE_BYTES = 8192
+"""LMDB's lock file for READERS_MAX readers: a header of 192 bytes and 64 for each further slot."""
+FULL_BELOW_BYTES = 16 * 2**20
+"""LMDB reports a write that was cut short as an I/O error; with less room than this it was the disk being full."""
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Environment:
+    """An open environment with its named databases."""
+
+    def __init__(self, path: Path, storage: spec.Storage) -> None:
+        """Creates the environment when there is none. Raises DiskFullError, StoreBrokenError."""
+        self.path = path
+        self._storage = storage
+        self._guard = threading.Lock()
+        self._readers = 0
+        with self._our_errors("opening"):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                reserve_lock_file(path)
+            except OSError as error:
+                raise our_error(error, path, "opening") from error
+            self._open()
+
+    def _open(self) -> None:
+        self._environment = lmdb.open(
+            str(self.path),
+            map_size=self._storage.map_size_bytes,
+            sync=self._storage.sync is spec.Sync.COMMIT,
+            max_dbs=len(DATABASES),
+            max_readers=READERS_MAX,
+        )
+        self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta = (
+            self._environment.open_db(name.encode()) for name in DATABASES
+        )
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """A read transaction. Keep it short: pages freed meanwhile can't be used again, and the file grows."""
+        with self._guard:
+            self._readers += 1
+        try:
+            with self._our_errors("reading"), self._environment.begin() as transaction:
+                yield transaction
+        finally:
+            with self._guard:
+                self._readers -= 1
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[lmdb.Transaction[bytes]]:
+        """A write transaction: committed at the end of the block, or nothing of it when anything raises."""
+        with self._our_errors("committing"), self._environment.begin(write=True) as transaction:
+            yield transaction
+
+    def sync(self) -> None:
+        """fsync. Raises StoreBrokenError: after a failed one nobody knows which pages are on disk."""
+        try:
+            self._environment.sync(True)
+        except lmdb.Error as error:
+            raise errors.StoreBrokenError(
+                f"{self.path}: fsync failed ({error}): the twins on this disk can't be trusted any more. "
+                f"Check the volume; the partition is restored from its checkpoint and replayed."
+            ) from error
+
+    def check_readers(self) -> int:
+        """Frees reader slots of dead processes, which would keep old pages for ever. Returns how many there were."""
+        return self._environment.reader_check()
+
+    def close(self) -> None:
+        self._environment.close()
+
+    @contextlib.contextmanager
+    def _our_errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as error:
+            raise our_error(error, self.path, doing) from error
+
+
+def our_error(error: lmdb.Error | OSError, path: Path, doing: str) -> errors.FleetTwinError:
+    """What an error of LMDB or the file system means for the partition, and what to do about it."""
+    if isinstance(error, lmdb.MapFullError):
+        return errors.DiskFullError(
+            f"{path}: the environment has grown to its map size; nothing changed. "
+            f"Raise storage.mapSize and restart the worker."
+        )
+    if disk_is_full(error, path):
+        return errors.DiskFullError(
+            f"{path}: no room on the disk while {doing}; nothing changed. Make room or enlarge the volume: "
+            f"it goes on by itself."
+        )
+    return errors.StoreBrokenError(f"{path}: {doing} failed: {error}")
+
+
+def disk_is_full(error: lmdb.Error | OSError, path: Path) -> bool:
+    """Whether a failed write means a full disk (or quota), by its error and, where that is ambiguous, by the room left."""
+    if isinstance(error, lmdb.DiskError):
+        return True
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
+    if code in FULL_ERRNOS:
+        return True
+    if code != errno.EIO:
+        return False
+    room = os.statvfs(path)
+    return room.f_bavail * room.f_frsize < FULL_BELOW_BYTES
+
+
+def reserve_lock_file(path: Path) -> None:
+    """Gives LMDB's lock file its blocks: LMDB writes it through a map, where a full disk would kill the process."""
+    descriptor = os.open(path / "lock.mdb", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(descriptor, 0, LOCK_FILE_BYTES)
+    finally:
+        os.close(descriptor)

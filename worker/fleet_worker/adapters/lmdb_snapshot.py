@@ -1,0 +1,119 @@
+"""Reading a partition's environment inside one read transaction, so that everything read belongs together.
+
+The store's own reads are each one short snapshot; a checkpoint takes one for all of it. It writes nothing, and it isn't
+to be kept: a snapshot held for long makes the file grow, since the pages it sees can't be used again.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fleet_model import hashing
+from fleet_worker.adapters import lmdb_codec
+from fleet_worker.core import commits, effects, records
+
+if TYPE_CHECKING:
+    import lmdb
+
+    from fleet_worker.adapters import lmdb_environment
+
+CHUNK_ROWS = 20_000
+"""Rows a chunk of a scan, below the port's 50,000: this many fit the processor's cache better."""
+SLICE_ROWS = 5_000
+"""Rows taken in one call into LMDB, which holds Python's lock: about two milliseconds."""
+WHOLE_RANGE = hashing.HashKeyRange()
+
+Pairs = list[tuple[bytes, bytes]]
+
+
+class LmdbSnapshot:
+    """What one read transaction sees."""
+
+    def __init__(self, environment: lmdb_environment.Environment, transaction: lmdb.Transaction[bytes]) -> None:
+        self._environment = environment
+        self._transaction = transaction
+
+    @property
+    def state(self) -> commits.PartitionState:
+        value = self._transaction.get(b"state", db=self._environment.meta)
+        return commits.PartitionState() if value is None else lmdb_codec.decode_state(value)
+
+    def count(self) -> int:
+        return self._transaction.stat(self._environment.twins)["entries"]
+
+    def pairs(self, start: bytes, key_range: hashing.HashKeyRange, limit: int) -> Pairs:
+        """Stored (key, value) of at most `limit` twins of the range, from the key `start` on, ascending."""
+        cursor = self._transaction.cursor(self._environment.twins)
+        if not cursor.set_range(max(start, key_range.first_key)):
+            return []
+        stored = cursor.iternext()
+        found: Pairs = []
+        while len(found) < limit:
+            part = list(itertools.islice(stored, min(SLICE_ROWS, limit - len(found))))
+            if not part:
+                break
+            found += part
+        beyond = (key_range.end + 1).to_bytes(17, "big")[1:] if key_range.end < hashing.HASH_KEY_MAX else None
+        if beyond is not None:
+            del found[bisect.bisect_left(found, (beyond,)) :]
+        return found
+
+    def scan(
+        self, key_range: hashing.HashKeyRange | None = None, *, with_telemetry: bool = False
+    ) -> Iterator[commits.TwinRows]:
+        """Every twin of the range in key order, in chunks."""
+        start = b""
+        while True:
+            pairs = self.pairs(start, key_range or WHOLE_RANGE, CHUNK_ROWS)
+            if not pairs:
+                return
+            rows = lmdb_codec.twin_rows(pairs)
+            if with_telemetry:
+                rows.telemetry[:] = [
+                    lmdb_codec.tail_telemetry(key, lmdb_codec.tail_of(key, value)) for key, value in pairs
+                ]
+            yield rows
+            start = pairs[-1][0] + b"\0"
+
+    def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:
+        return lmdb_codec.twin_rows(self._stored(device_ids))
+
+    def telemetry(self, device_ids: Sequence[str]) -> dict[str, bytes]:
+        found = {}
+        for key, value in self._stored(device_ids):
+            telemetry = lmdb_codec.tail_telemetry(key, lmdb_codec.tail_of(key, value))
+            if telemetry is not None:
+                found[lmdb_codec.device_id_of(key)] = telemetry
+        return found
+
+    def _stored(self, device_ids: Sequence[str]) -> Pairs:
+        keys = lmdb_codec.sorted_keys(device_ids)
+        cursor = self._transaction.cursor(self._environment.twins)
+        found: Pairs = []
+        for first in range(0, len(keys), SLICE_ROWS):
+            found += cursor.getmulti(keys[first : first + SLICE_ROWS])
+        return found
+
+    def outbox(self) -> list[effects.OutboxEntry]:
+        return [
+            effects.OutboxEntry(lmdb_codec.key_number(key), lmdb_codec.decode_effect(value))
+            for key, value in self._transaction.cursor(self._environment.outbox)
+        ]
+
+    def dead_letters(self, limit: int) -> list[records.DeadLetter]:
+        cursor = self._transaction.cursor(self._environment.dead_letters)
+        newest_first = cursor.iterprev(keys=False, values=True)
+        return [lmdb_codec.decode_dead_letter(value) for value in itertools.islice(newest_first, limit)]
+
+    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
+        cursor = self._transaction.cursor(self._environment.offline_index)
+        found = []
+        for key in itertools.islice(cursor.iternext(keys=True, values=False), limit):
+            entry = lmdb_codec.index_entry(key)
+            if entry[0] >= last_arrival_ms:
+                break
+            found.append(entry)
+        return found

@@ -1,0 +1,296 @@
+"""The TwinStore port on LMDB: one environment per partition, in a folder of its own.
+
+    <folder>/environment/          data.mdb, lock.mdb
+    <folder>/opened closed broken  what may be trusted after a crash: see marks
+    <folder>/discarded/            the last environment that wasn't, for whoever wants to look
+
+One transaction a commit, without fsync: it survives the death of the process, since the pages are the kernel's. What a
+crash of the machine may have torn is never read: opening moves it aside and starts empty (`discarded` says why), and the
+supervisor restores and replays. One writer; reads may come from other threads at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lmdb
+
+from fleet_model import hashing, partition, spec
+from fleet_worker import errors
+from fleet_worker.adapters import lmdb_codec, lmdb_environment, lmdb_snapshot, marks
+from fleet_worker.core import commits, effects, records, twins
+
+DEAD_LETTERS_MAX = 10_000
+DEAD_LETTER_BYTES_MAX = 64 * 2**20
+"""Bytes of kept dead letters, keys and values; the oldest go first."""
+SLICE_ROWS = lmdb_snapshot.SLICE_ROWS
+
+
+class LmdbTwinStore:
+    """A partition's twins, outbox and state on disk."""
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: partition.PartitionIdentity,
+        environment: lmdb_environment.Environment,
+        discarded: str | None,
+    ) -> None:
+        """Use `open`."""
+        self.folder = folder
+        self.identity = identity
+        self.discarded = discarded
+        """Why the environment found in the folder was moved aside; None when it wasn't, or there was none."""
+        self._environment = environment
+        self._unusable: str | None = None
+        with self.snapshot() as snapshot:
+            self._state = snapshot.state
+
+    @classmethod
+    def open(
+        cls, folder: Path, identity: partition.PartitionIdentity, settings: spec.Storage, boot_id: str
+    ) -> LmdbTwinStore:
+        """Opens or creates the partition's environment; one found there is used only if no crash of the machine can
+        have torn it. boot_id: the machine's boot id, with the pod's token where there is one.
+
+        Raises StoreBrokenError when the folder belongs to another partition or row version (nothing is touched then),
+        DiskFullError when there is no room for opening it.
+        """
+        path = folder / "environment"
+        folder.mkdir(parents=True, exist_ok=True)
+        discarded = None
+        if path.exists():
+            discarded = marks.reason_against(folder, boot_id) or _reason_unreadable(path)
+            if discarded is None:
+                _check_contents(path, identity)
+            else:
+                _move_aside(folder, path)
+        # Until its first own fsync this environment may hold pages that an earlier run left to the kernel.
+        marks.leave_opened(folder, boot_id, spec.Sync.INTERVAL)
+        environment = lmdb_environment.Environment(path, settings)
+        environment.check_readers()
+        with environment.write() as transaction:
+            transaction.put(b"identity", lmdb_codec.encode_identity(identity), db=environment.meta)
+            transaction.put(b"row_version", str(twins.ROW_VERSION).encode(), db=environment.meta)
+        if settings.sync is spec.Sync.COMMIT:
+            environment.sync()
+            marks.leave_opened(folder, boot_id, spec.Sync.COMMIT)
+        return cls(folder, identity, environment, discarded)
+
+    @property
+    def state(self) -> commits.PartitionState:
+        return self._state
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[lmdb_snapshot.LmdbSnapshot]:
+        """One consistent view of everything, for a checkpoint. Bounded: while it is held the file may grow."""
+        self._check_usable()
+        with self._environment.read() as transaction:
+            try:
+                yield lmdb_snapshot.LmdbSnapshot(self._environment, transaction)
+            except lmdb_codec.CodecError as error:
+                raise errors.StoreBrokenError(f"{self.folder}: {error}") from error
+
+    def scan(self, key_range: hashing.HashKeyRange | None = None) -> Iterator[commits.TwinRows]:
+        """Each chunk is a snapshot of its own: what is committed in between may be seen. For one view, see snapshot."""
+        wanted = key_range or lmdb_snapshot.WHOLE_RANGE
+        start = b""
+        while True:
+            with self.snapshot() as snapshot:
+                pairs = snapshot.pairs(start, wanted, lmdb_snapshot.CHUNK_ROWS)
+                if not pairs:
+                    return
+                rows = lmdb_codec.twin_rows(pairs)
+            start = pairs[-1][0] + b"\0"
+            del pairs
+            yield rows
+
+    def count(self) -> int:
+        with self.snapshot() as snapshot:
+            return snapshot.count()
+
+    def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:
+        with self.snapshot() as snapshot:
+            return snapshot.fetch(device_ids)
+
+    def telemetry(self, device_ids: Sequence[str]) -> dict[str, bytes]:
+        with self.snapshot() as snapshot:
+            return snapshot.telemetry(device_ids)
+
+    def outbox(self) -> list[effects.OutboxEntry]:
+        with self.snapshot() as snapshot:
+            return snapshot.outbox()
+
+    def dead_letters(self, limit: int) -> list[records.DeadLetter]:
+        with self.snapshot() as snapshot:
+            return snapshot.dead_letters(limit)
+
+    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
+        with self.snapshot() as snapshot:
+            return snapshot.index_before(last_arrival_ms, limit)
+
+    def commit(self, commit: commits.Commit) -> None:
+        self._check_usable()
+        with self._marking_broken(), self._environment.write() as transaction:
+            self._delete_twins(transaction, commit.deleted)
+            self._put_twins(transaction, commit.twins)
+            self._change_outbox(transaction, commit)
+            self._keep_dead_letters(transaction, commit.dead_letters)
+            self._change_index(transaction, commit)
+            transaction.put(b"state", lmdb_codec.encode_state(commit.state), db=self._environment.meta)
+        self._state = commit.state
+
+    def sync(self) -> None:
+        self._check_usable()
+        with self._marking_broken():
+            self._environment.sync()
+
+    def check_readers(self) -> int:
+        """Frees the slots of readers whose process died. Returns how many; call it now and then."""
+        self._check_usable()
+        return self._environment.check_readers()
+
+    def close(self) -> None:
+        """Syncs, closes and leaves the mark; a store that broke is closed without it. Raises StoreBrokenError when the
+        sync fails, DiskFullError when there is no room for the mark: the environment is closed all the same."""
+        if self._unusable is not None:
+            self._environment.close()
+            return
+        try:
+            self.sync()
+        finally:
+            self._environment.close()
+        self._unusable = "closed"
+        try:
+            marks.leave_closed(self.folder)
+        except OSError as error:
+            raise lmdb_environment.our_error(error, self.folder, "closing") from error
+
+    def _check_usable(self) -> None:
+        if self._unusable is not None:
+            raise errors.StoreBrokenError(f"{self.folder}: the store is not usable any more: {self._unusable}")
+
+    @contextlib.contextmanager
+    def _marking_broken(self) -> Iterator[None]:
+        """A broken environment is never used again: not by this object, nor by the next one to open the folder."""
+        try:
+            yield
+        except errors.StoreBrokenError as error:
+            self._unusable = str(error)
+            with contextlib.suppress(OSError):  # The disk may be gone; the error that is raised says so already.
+                marks.leave_broken(self.folder, str(error))
+            raise
+
+    def _delete_twins(self, transaction: lmdb.Transaction[bytes], device_ids: Sequence[str]) -> None:
+        for key in lmdb_codec.sorted_keys(device_ids):
+            transaction.delete(key, db=self._environment.twins)
+
+    def _put_twins(self, transaction: lmdb.Transaction[bytes], rows: commits.TwinRows) -> None:
+        """In slices, so that Python's lock is never held for long: the event loop runs beside this thread."""
+        cursor = transaction.cursor(self._environment.twins)
+        first_of_all = transaction.stat(self._environment.twins)["entries"] == 0
+        for first in range(0, len(rows.device_ids), SLICE_ROWS):
+            last = first + SLICE_ROWS
+            keys = lmdb_codec.twin_keys(rows.digests[first:last], rows.device_ids[first:last])
+            extras = {index - first: extra for index, extra in rows.extras.items() if first <= index < last}
+            tails = _tails(cursor, keys, rows.telemetry[first:last])
+            values = lmdb_codec.twin_values(keys, rows.rows[first:last], extras, tails)
+            cursor.putmulti(zip(keys, values, strict=True), append=first_of_all)
+
+    def _change_outbox(self, transaction: lmdb.Transaction[bytes], commit: commits.Commit) -> None:
+        for number in commit.outbox_removed:
+            transaction.delete(lmdb_codec.number_key(number), db=self._environment.outbox)
+        transaction.cursor(self._environment.outbox).putmulti(
+            [
+                (lmdb_codec.number_key(entry.number), lmdb_codec.encode_effect(entry.effect))
+                for entry in commit.outbox_added
+            ]
+        )
+
+    def _keep_dead_letters(self, transaction: lmdb.Transaction[bytes], letters: Sequence[records.DeadLetter]) -> None:
+        if not letters:
+            return
+        meta = self._environment.meta
+        cursor = transaction.cursor(self._environment.dead_letters)
+        number = lmdb_codec.key_number(cursor.key()) if cursor.last() else 0
+        size = int(transaction.get(b"dead_letter_bytes", b"0", db=meta))
+        for letter in letters[-DEAD_LETTERS_MAX:]:
+            number += 1
+            value = lmdb_codec.encode_dead_letter(letter)
+            cursor.put(lmdb_codec.number_key(number), value, append=True)
+            size += lmdb_codec.NUMBER_BYTES + len(value)
+        kept = transaction.stat(self._environment.dead_letters)["entries"]
+        while kept > DEAD_LETTERS_MAX or size > DEAD_LETTER_BYTES_MAX:
+            cursor.first()
+            size -= len(cursor.key()) + len(cursor.value())
+            cursor.delete()
+            kept -= 1
+        transaction.put(b"dead_letter_bytes", str(size).encode(), db=meta)
+
+    def _change_index(self, transaction: lmdb.Transaction[bytes], commit: commits.Commit) -> None:
+        index = self._environment.offline_index
+        for key in sorted(lmdb_codec.index_key(*entry) for entry in commit.index_removed):
+            transaction.delete(key, db=index)
+        added = sorted(lmdb_codec.index_key(*entry) for entry in commit.index_added)
+        transaction.cursor(index).putmulti([(key, b"") for key in added])
+
+
+def _tails(cursor: lmdb.Cursor[bytes], keys: list[bytes], telemetry: Sequence[bytes | None]) -> list[bytes]:
+    """What follows the rows: the new Telemetry or, where that is None, the stored one."""
+    unchanged = [key for key, raw in zip(keys, telemetry, strict=True) if raw is None]
+    stored: dict[bytes, bytes] = {}
+    if unchanged:
+        stored = {key: lmdb_codec.tail_of(key, value) for key, value in cursor.getmulti(unchanged)}
+    return [
+        stored.get(key, b"") if raw is None else lmdb_codec.telemetry_tail(key, raw)
+        for key, raw in zip(keys, telemetry, strict=True)
+    ]
+
+
+def _reason_unreadable(path: Path) -> str | None:
+    """A process that died while it created the environment leaves a file that isn't one yet."""
+    try:
+        lmdb.open(str(path), readonly=True, max_dbs=1, lock=False).close()
+    except lmdb.InvalidError as error:
+        return f"never completely created ({error})"
+    except lmdb.Error as error:
+        data = path / "data.mdb"
+        if not data.exists() or data.stat().st_size == 0:
+            return f"never completely created ({error})"
+        raise errors.StoreBrokenError(f"{path}: can't be opened: {error}") from error
+    return None
+
+
+def _check_contents(path: Path, identity: partition.PartitionIdentity) -> None:
+    """Raises StoreBrokenError, before anything is written, when the environment isn't this partition's or its rows
+    are of another version."""
+    with lmdb.open(str(path), readonly=True, max_dbs=1, lock=False) as environment, environment.begin() as transaction:
+        try:
+            meta = environment.open_db(b"meta", txn=transaction, create=False)
+        except lmdb.NotFoundError:
+            return  # Created, and nothing committed yet.
+        version = transaction.get(b"row_version", db=meta)
+        stored = transaction.get(b"identity", db=meta)
+    if version is not None and version != str(twins.ROW_VERSION).encode():
+        raise errors.StoreBrokenError(
+            f"{path}: its twins have row version {version.decode(errors='replace')}, this worker reads and writes "
+            f"version {twins.ROW_VERSION}. Run the version that wrote it, or remove the folder to restore the partition."
+        )
+    expected = lmdb_codec.encode_identity(identity)
+    if stored is not None and stored != expected:
+        raise errors.StoreBrokenError(
+            f"{path}: belongs to {stored.decode(errors='replace')}, not to {expected.decode()}. "
+            f"Give the fleet a data folder of its own, or remove this one."
+        )
+
+
+def _move_aside(folder: Path, path: Path) -> None:
+    """Keeps the unfit environment for a look, at most one."""
+    kept = folder / "discarded"
+    if kept.exists():
+        shutil.rmtree(kept)
+    path.rename(kept)
+    marks.clear(folder)
