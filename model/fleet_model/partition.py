@@ -33,6 +33,18 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Start:
+    """Where a fleet's very first reading began, settled once for all its partitions before the first poll.
+
+    stream: the telemetry stream it was settled for. time_ms: the arrival time from which partitions without a parent of
+    ours read; None = each shard's beginning.
+    """
+
+    stream: str
+    time_ms: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PartitionIdentity:
     """Names a partition for good: what its effect ids and its files carry."""
 

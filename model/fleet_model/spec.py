@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 
 from fleet_model import rules as fleet_rules
 
@@ -104,7 +105,10 @@ class Rebalance:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FleetSpec:
-    """One `DeviceFleet` object, complete with defaults. `rules` and `profiles` become a RulesGeneration."""
+    """One `DeviceFleet` object, complete with defaults. `rules` and `profiles` become a RulesGeneration.
+
+    template: the workers' pod template as plain data, laid over the operator's own; {} = none. Not part of the hash.
+    """
 
     namespace: str
     name: str
@@ -119,3 +123,5 @@ class FleetSpec:
     checkpoint: Checkpoint = Checkpoint()
     rebalance: Rebalance = Rebalance()
     standby_replicas: int = 0
+    service_account_name: str | None = None
+    template: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)
