@@ -15,6 +15,14 @@ class StreamGoneError(FleetTwinError):
     """The stream or shard doesn't exist, or access to it is refused."""
 
 
+class StreamUnavailableError(FleetTwinError):
+    """Kinesis gave no answer, or was throttling, for longer than a call may try."""
+
+
+class AwsSettingsError(FleetTwinError):
+    """The region or the endpoint is missing or malformed."""
+
+
 class DiskFullError(FleetTwinError):
     """No room for a commit; nothing changed. Intake stops until there is room."""
 
@@ -25,3 +33,11 @@ class StoreBrokenError(FleetTwinError):
 
 class DataFolderInUseError(FleetTwinError):
     """Another process holds the data folder's lock."""
+
+
+class DataFolderError(FleetTwinError):
+    """A file of the data folder can't be read, or it is unknown whether it was written. Not to be tried again."""
+
+
+class TooManyGenerationsError(FleetTwinError):
+    """The rules were edited more often than can be kept. Nothing changed; the rules in force go on."""
