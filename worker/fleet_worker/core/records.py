@@ -166,12 +166,57 @@ def sequence_string(limbs: UInt64s) -> str:
 
 
 def sequence_limbs(sequence_numbers: list[str]) -> UInt64s:
-    """(n, 3) uint64 limbs of n decimal strings of at most 57 digits."""
-    width = SEQUENCE_LIMBS * LIMB_DIGITS
-    text = "".join([number.zfill(width) for number in sequence_numbers]).encode("ascii")
-    digits = np.frombuffer(text, dtype=np.uint8).reshape(-1, SEQUENCE_LIMBS, LIMB_DIGITS) - np.uint8(ord("0"))
-    limbs = np.zeros((len(sequence_numbers), SEQUENCE_LIMBS), dtype=np.uint64)
-    for digit in range(LIMB_DIGITS):
-        limbs *= np.uint64(10)
-        limbs += digits[:, :, digit]
+    """(n, 3) uint64 limbs of n decimal strings of at most 57 digits.
+
+    The digits are read as words of eight, and a word that is the same in every row is computed once: a shard's numbers
+    share their first half.
+    """
+    count = len(sequence_numbers)
+    if count < _LIMBS_COLUMNS_MIN:
+        return _limbs_one_by_one(sequence_numbers)
+    widths = set(map(len, sequence_numbers))
+    if len(widths) > 1:
+        widths = {_WORDS * 8}
+        sequence_numbers = [number.zfill(_WORDS * 8) for number in sequence_numbers]
+    width = widths.pop()
+    text = np.frombuffer("".join(sequence_numbers).encode("ascii"), dtype=np.uint8)
+    digits = np.full((count, _WORDS * 8), ord("0"), dtype=np.uint8)
+    digits[:, _WORDS * 8 - width :] = text.reshape(count, width)
+    words = [_eight_digits(column) for column in digits.view("<u8").T]
+    limbs = np.empty((count, SEQUENCE_LIMBS), dtype=np.uint64)
+    # 64 digits are 7 of nothing, then 19 + 19 + 19: the limbs' borders fall after digits 7, 26 and 45.
+    ten = [np.uint64(10**power) for power in range(9)]
+    limbs[:, 0] = ((words[0] % ten[1] * ten[8] + words[1]) * ten[8] + words[2]) * ten[2] + words[3] // ten[6]
+    limbs[:, 1] = (words[3] % ten[6] * ten[8] + words[4]) * ten[5] + words[5] // ten[3]
+    limbs[:, 2] = (words[5] % ten[3] * ten[8] + words[6]) * ten[8] + words[7]
     return limbs
+
+
+_WORDS = 8
+"""Eight words of eight digits hold the three limbs' 57."""
+_LIMBS_COLUMNS_MIN = 64
+"""Below this, counting number by number is quicker."""
+
+
+def _limbs_one_by_one(sequence_numbers: list[str]) -> UInt64s:
+    base = 10**LIMB_DIGITS
+    limbs = np.empty((len(sequence_numbers), SEQUENCE_LIMBS), dtype=np.uint64)
+    for row, sequence_number in enumerate(sequence_numbers):
+        high, low = divmod(int(sequence_number), base)
+        limbs[row] = (high // base, high % base, low)
+    return limbs
+
+
+def _eight_digits(words: UInt64s) -> UInt64s | np.uint64:
+    """The value of eight ASCII digits each, the first in the lowest byte; a single value when all words are the same.
+
+    Neighbours are added up in pairs three times: digits to hundreds, to ten thousands, to the whole.
+    """
+    if bool((words == words[0]).all()):
+        return np.uint64(int(words[:1].tobytes()))
+    pairs = (words & np.uint64(0x0F0F0F0F0F0F0F0F)) * np.uint64(10) + (
+        (words >> np.uint64(8)) & np.uint64(0x0F0F0F0F0F0F0F)
+    )
+    pairs &= np.uint64(0x00FF00FF00FF00FF)
+    fours = (pairs * np.uint64(100) + (pairs >> np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+    return (fours * np.uint64(10_000) + (fours >> np.uint64(32))) & np.uint64(0xFFFFFFFF)
