@@ -1,1 +1,1 @@
-"""HTTP over what the worker knows: queries, health, metrics. It reads; nothing here changes a twin."""
+"""The HTTP API: questions about twins, answered from the table. It changes nothing, and asks through `directory` only."""
