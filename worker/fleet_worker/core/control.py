@@ -46,7 +46,8 @@ def _acknowledge(context: contexts.Context, slot: int, control: records.Control)
         return
     for rule in range(3):
         if flags & (twins.Flag.OPEN_TEMPERATURE << rule) and open_alert_id(context, slot, rule) == control.alert_id:
-            table.extras["acknowledge_issued_ms"][table.extra(slot)] = control.issued_ms
+            details = table.extra(slot)  # first: it may move the array
+            table.extras["acknowledge_issued_ms"][details] = control.issued_ms
             table.rows["flags"][slot] |= twins.Flag.ACKNOWLEDGED_TEMPERATURE << rule
 
 

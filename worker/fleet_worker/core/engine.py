@@ -69,6 +69,7 @@ class TwinEngine:
         self.counts = Counts()
         self._generations = tuple(generations)
         self._index = 0
+        self._next_due_ms = 0  # no offline scan before this time can find anything
         self.table = table.TwinTable(track_firmware=needs_firmware(generations))
         emitter = emit.Emitter(settings.identity, settings.alert_format, settings.command_format)
         self.context = contexts.Context(self.table, limits.Limits(self._generations[0]), emitter)
@@ -99,6 +100,7 @@ class TwinEngine:
         """Rows from the store. firmware: n strings, needed while generations match by it."""
         slots = self.table.load(loaded, firmware)
         self._assign_profiles(slots)
+        self._next_due_ms = 0
 
     def _assign_profiles(self, slots: NDArray[np.int64]) -> None:
         generation = self.generation
@@ -123,6 +125,7 @@ class TwinEngine:
             self._index = rules.generation_index(self._generations, start_ms)
             self.context.limits = limits.Limits(self._generations[self._index])
             self._assign_profiles(self.table.live_slots())
+            self._next_due_ms = 0
             start_ms = self._next_start_ms()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -135,21 +138,29 @@ class TwinEngine:
         return out
 
     def _scan(self, clock_ms: int, out: list[effects.Effect]) -> None:
+        """Finds what is due in one pass over two columns, and when the next pass can find something at the earliest:
+        a device that speaks is only due later."""
+        if clock_ms < self._next_due_ms:
+            return
         used = len(self.table.device_ids)
         rows, mark = self.table.rows, self.table.mark
         least_ms = self.context.limits.offline_least_ms()
-        repeats = bool(self.context.limits.offline_repeat_ms.any())
+        not_watched = FORGOTTEN if self.context.limits.offline_repeat_ms.any() else FORGOTTEN | offline.OPEN
+        oldest_ms = clock_ms
         for first in range(0, used, SCAN_CHUNK_ROWS):
             part = slice(first, min(first + SCAN_CHUNK_ROWS, used))
-            flags = rows["flags"][part]
-            due = rows["last_arrival_ms"][part] <= clock_ms - least_ms
-            if not repeats:
-                due &= flags & offline.OPEN == 0
-            due |= flags & (twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN) != 0
-            due &= mark[part] != table.FREE
-            slots = np.flatnonzero(due) + first
-            if len(slots):
+            arrival_ms, flags = rows["last_arrival_ms"][part], rows["flags"][part]
+            in_use = (mark[part] != table.FREE) & (arrival_ms > 0)
+            watched = in_use & (flags & not_watched == 0)
+            special = in_use & (flags & (twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN) != 0)
+            due = watched & (arrival_ms <= clock_ms - least_ms)
+            waiting = arrival_ms[watched & ~due]
+            oldest_ms = min(oldest_ms, int(waiting.min(initial=clock_ms)))
+            if special.any() or due.any():
+                oldest_ms = clock_ms - least_ms  # theirs to say when; look again each time
+                slots = np.flatnonzero(due | special) + first
                 self._settle(slots, np.full(len(slots), clock_ms), out)
+        self._next_due_ms = oldest_ms + least_ms
 
     def _settle(self, slots: NDArray[np.int64], time_ms: records.Int64s, out: list[effects.Effect]) -> None:
         rows = self.table.read(slots)
@@ -165,6 +176,12 @@ class TwinEngine:
 
     # ── records ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def offline_least_ms(self, time_ms: int) -> int:
+        """No device without an override goes offline up to time_ms before it was silent for this long."""
+        ahead = [entry for entry in self._generations[self._index + 1 :] if entry.effective_ms <= time_ms]
+        coming = [limits.Limits(entry).offline_least_ms() for entry in ahead]
+        return min([self.context.limits.offline_least_ms(), *coming])
+
     def missing(self, columns: records.Columns) -> list[str]:
         """Device ids that only the store may have; to be loaded before apply."""
         if not self.table.stored_elsewhere:
@@ -176,6 +193,9 @@ class TwinEngine:
         """Judges the records in stream order; every stored twin among them is in the table."""
         out: list[effects.Effect] = []
         count, first = len(columns), 0
+        if count:
+            due_ms = int(columns.arrival_ms[0]) + self.context.limits.offline_least_ms()
+            self._next_due_ms = min(self._next_due_ms, due_ms)
         while first < count:
             start_ms = self._next_start_ms()
             end = count if start_ms is None else int(np.searchsorted(columns.arrival_ms, start_ms, side="left"))
@@ -249,6 +269,7 @@ class TwinEngine:
             for index in np.flatnonzero(is_control).tolist():
                 order = columns.controls[int(at[index])]
                 control.apply(self.context, int(slots[index]), order, int(arrival_ms[index]))
+                self._next_due_ms = 0  # it may have changed a limit
             if is_control.any():
                 others = np.flatnonzero(~is_control)
                 at, slots, rows = at[others], slots[others], rows.take(others)

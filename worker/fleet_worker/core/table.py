@@ -110,7 +110,8 @@ class TwinTable:
         self.digests[slots] = loaded.digests.view(">u8").reshape(-1, 2)
         self.mark[slots] = CLEAN
         for index, extra in loaded.extras.items():
-            self.extras[self.extra(int(slots[index]))] = np.frombuffer(extra, dtype=twins.EXTRA_DTYPE)[0]
+            details = self.extra(int(slots[index]))  # first: it may move the array
+            self.extras[details] = np.frombuffer(extra, dtype=twins.EXTRA_DTYPE)[0]
         self.version += 1
         return slots
 
@@ -249,8 +250,10 @@ class TwinTable:
         self.mark[slots] = DIRTY
 
     def coldest(self, count: int) -> NDArray[np.int64]:
-        """At most `count` clean slots, those whose devices were silent for longest."""
-        clean = np.flatnonzero(self.mark == CLEAN)
+        """At most `count` clean slots, those whose devices were silent for longest. What the offline index can't judge
+        (overrides of the limit, stamps of forgotten devices) stays."""
+        stays = twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN
+        clean = np.flatnonzero((self.mark == CLEAN) & (self.rows["flags"] & stays == 0))
         if len(clean) <= count:
             return clean
         return clean[np.argpartition(self.rows["last_arrival_ms"][clean], count)[:count]]

@@ -1,0 +1,61 @@
+"""A partition's phases: one transition table. An event that isn't in it raises and changes nothing."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Phase(enum.StrEnum):
+    PENDING = "Pending"  # waits for its parents, or for an owner
+    RESTORING = "Restoring"
+    RUNNING = "Running"
+    DRAINING = "Draining"
+    RELEASED = "Released"
+    CLOSED = "Closed"  # the shard ended and all of it was applied
+    FAILED = "Failed"
+
+
+class Event(enum.StrEnum):
+    START = "start"
+    RESTORED = "restored"
+    DRAIN = "drain"
+    TAKEN_BACK = "taken back"
+    DRAINED = "drained"
+    ENDED = "ended"
+    REASSIGNED = "reassigned"
+    FAIL = "fail"
+    RETRY = "retry"
+
+
+TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
+    (Phase.PENDING, Event.START): Phase.RESTORING,
+    (Phase.RESTORING, Event.RESTORED): Phase.RUNNING,
+    (Phase.RUNNING, Event.DRAIN): Phase.DRAINING,
+    (Phase.DRAINING, Event.TAKEN_BACK): Phase.RUNNING,
+    (Phase.DRAINING, Event.DRAINED): Phase.RELEASED,
+    (Phase.RUNNING, Event.ENDED): Phase.CLOSED,
+    (Phase.DRAINING, Event.ENDED): Phase.CLOSED,
+    (Phase.RESTORING, Event.ENDED): Phase.CLOSED,
+    (Phase.RELEASED, Event.REASSIGNED): Phase.PENDING,
+    (Phase.FAILED, Event.RETRY): Phase.RESTORING,
+    **{(phase, Event.FAIL): Phase.FAILED for phase in Phase if phase is not Phase.FAILED},
+}
+
+
+class IllegalEventError(ValueError):
+    """The phase has no transition for the event."""
+
+
+def after(phase: Phase, event: Event) -> Phase:
+    """The phase that the event leads to."""
+    try:
+        return TRANSITIONS[(phase, event)]
+    except KeyError:
+        raise IllegalEventError(f"a partition that is {phase.value} can't take the event {event.value!r}") from None
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram, for the documentation."""
+    lines = ["stateDiagram-v2", "    [*] --> Pending"]
+    lines += [f"    {phase.value} --> {target.value}: {event.value}" for (phase, event), target in TRANSITIONS.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""Publishes a partition's outbox: committed effects go to Kinesis in order and are told when it has acknowledged them.
+
+It never sees an effect before its commit, and never deletes one: the acknowledged numbers go into the next commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from fleet_worker import metrics, ports
+from fleet_worker.core import effects
+
+ENTRIES_A_CALL_MAX = 5_000
+OUTBOX_MAX = 50_000
+"""More than this waiting stops intake until Kinesis has taken some."""
+
+
+@dataclasses.dataclass(slots=True)
+class Settled:
+    """Since last taken. removed: outbox numbers that can go. refused: effects that Kinesis will never take, with why."""
+
+    removed: list[int] = dataclasses.field(default_factory=list)
+    refused: list[tuple[effects.Effect, str]] = dataclasses.field(default_factory=list)
+
+
+class Publisher:
+    """One partition's. `add` committed entries, `run` in a task, `take_settled` at each commit."""
+
+    def __init__(
+        self, sink: ports.EffectSink, clock: ports.Clock, told: metrics.Metrics, entries: Iterable[effects.OutboxEntry]
+    ) -> None:
+        """entries: the store's outbox at the start, by number."""
+        self._sink = sink
+        self._clock = clock
+        self._metrics = told
+        self._waiting = collections.deque(entries)
+        self._settled = Settled()
+        self._has_work = asyncio.Event()
+        self._progress = asyncio.Event()
+        if self._waiting:
+            self._has_work.set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._waiting) >= OUTBOX_MAX
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """arrival_ms of the oldest effect not yet acknowledged."""
+        return self._waiting[0].effect.arrival_ms if self._waiting else None
+
+    def add(self, entries: Sequence[effects.OutboxEntry]) -> None:
+        if entries:
+            self._waiting.extend(entries)
+            self._has_work.set()
+
+    def take_settled(self) -> Settled:
+        settled, self._settled = self._settled, Settled()
+        return settled
+
+    def give_back(self, settled: Settled) -> None:
+        """The commit that should have removed these changed nothing."""
+        self._settled = Settled(settled.removed + self._settled.removed, settled.refused + self._settled.refused)
+
+    async def progress(self, seconds: float) -> None:
+        """Returns when something was settled, at the latest after so many seconds."""
+        self._progress.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._progress.wait()
+        except TimeoutError:
+            return
+
+    async def run(self) -> None:
+        """Until cancelled. A cancelled call may have published effects whose acknowledgement is lost: they go again,
+        with the same ids."""
+        while True:
+            await self._has_work.wait()
+            entries = [self._waiting[index] for index in range(min(len(self._waiting), ENTRIES_A_CALL_MAX))]
+            result = await self._sink.publish(entries)
+            self._settle(entries, set(result.acknowledged), dict(result.refused))
+            if not self._waiting:
+                self._has_work.clear()
+
+    def _settle(self, entries: Sequence[effects.OutboxEntry], acknowledged: set[int], refused: dict[int, str]) -> None:
+        now_ms = self._clock.wall_ms()
+        left = []
+        for entry in entries:
+            if entry.number in acknowledged:
+                self._metrics.published(entry.effect, max(0, now_ms - entry.effect.arrival_ms))
+                self._settled.removed.append(entry.number)
+            elif entry.number in refused:
+                self._settled.refused.append((entry.effect, refused[entry.number]))
+                self._settled.removed.append(entry.number)
+            else:
+                left.append(entry)
+        for _ in entries:
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(left))
+        self._progress.set()

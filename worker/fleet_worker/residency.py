@@ -1,0 +1,135 @@
+"""Which of a partition's twins are in the table: all of them, or, past the bound, those that spoke last.
+
+Brings rows in from the store when their device speaks or may have gone offline, and picks those that leave. A row that
+leaves keeps its last arrival in the store's offline index, so silence is noticed wherever a twin is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_proto import fleet_pb2
+from fleet_worker import ports
+from fleet_worker.core import commits, engine, twins
+
+INDEX_CHUNK_ENTRIES = 5_000
+SLACK = 20
+"""A twentieth of the bound leaves beyond what must, so that not every commit has to choose."""
+NOT_INDEXED = twins.Flag.OPEN_OFFLINE | twins.Flag.FORGOTTEN
+STAYS = twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN
+
+
+class Residency:
+    """rows_max: rows the table may hold after a commit, 0 = no bound; may be changed at any time."""
+
+    def __init__(self, store: ports.TwinStore, twin_engine: engine.TwinEngine, clock: ports.Clock) -> None:
+        self.rows_max = 0
+        self._store = store
+        self._engine = twin_engine
+        self._clock = clock
+
+    async def restore(self) -> list[tuple[int, str]]:
+        """Fills the table from the store. Returns offline index entries for the rows that found no room: they have to be
+        committed before the clock moves."""
+        table = self._engine.table
+        chunks = self._store.scan()
+        index_added: list[tuple[int, str]] = []
+        elsewhere = 0
+        while (chunk := await self._clock.in_thread(lambda: next(chunks, None))) is not None:
+            kept, left = self._fitting(chunk)
+            if left is not None:
+                elsewhere += len(left.device_ids)
+                index_added += _index_entries(left)
+            if kept.device_ids:
+                self._engine.load(kept, await self._firmware(kept.device_ids))
+        table.stored_elsewhere = elsewhere
+        return index_added
+
+    async def bring_in(self, device_ids: Sequence[str]) -> None:
+        """Loads those of the ids that only the store has."""
+        if not device_ids:
+            return
+        rows = await self._clock.in_thread(lambda: self._store.fetch(device_ids))
+        table = self._engine.table
+        absent = [index for index, device_id in enumerate(rows.device_ids) if device_id not in table.slots]
+        if not absent:
+            return
+        if len(absent) < len(rows.device_ids):
+            rows = _some(rows, absent)
+        table.came_back(_index_entries(rows))
+        self._engine.load(rows, await self._firmware(rows.device_ids))
+        table.stored_elsewhere -= len(rows.device_ids)
+
+    async def bring_in_silent(self, time_ms: int) -> None:
+        """Loads the rows outside the table that may be offline by time_ms, so that the engine's scan judges them."""
+        table = self._engine.table
+        if not table.stored_elsewhere:
+            return
+        before_ms = time_ms - self._engine.offline_least_ms(time_ms) + 1
+        done: set[tuple[int, str]] = set()
+        while True:
+            limit = INDEX_CHUNK_ENTRIES + len(done)
+            entries = await self._clock.in_thread(lambda limit=limit: self._store.index_before(before_ms, limit))  # type: ignore[misc]
+            fresh = [entry for entry in entries if entry not in done]
+            if not fresh:
+                return
+            # Entries of rows that are back in the table, or have spoken since, aren't true any more: they go as well.
+            table.came_back(fresh)
+            done.update(fresh)
+            await self.bring_in([device_id for _, device_id in fresh])
+
+    def leaving(self) -> NDArray[np.int64] | None:
+        """Clean slots to leave with the next commit."""
+        table = self._engine.table
+        excess = len(table) - self.rows_max
+        if not self.rows_max or excess <= 0:
+            return None
+        return table.coldest(excess + self.rows_max // SLACK)
+
+    async def firmware_of_all(self) -> dict[str, str]:
+        """Device id → firmware of its last accepted Telemetry, for every twin in the table."""
+        table = self._engine.table
+        device_ids = [device_id for device_id in table.device_ids if device_id]
+        stored = dict(zip(device_ids, await self._stored_firmware(device_ids), strict=True))
+        for slot, telemetry in table.telemetry.items():
+            stored[table.device_ids[slot]] = fleet_pb2.Telemetry.FromString(telemetry).firmware
+        return stored
+
+    async def _firmware(self, device_ids: Sequence[str]) -> list[str] | None:
+        return None if self._engine.table.firmware is None else await self._stored_firmware(device_ids)
+
+    async def _stored_firmware(self, device_ids: Sequence[str]) -> list[str]:
+        def read() -> list[str]:
+            stored = self._store.telemetry(device_ids)
+            return [fleet_pb2.Telemetry.FromString(stored.get(device_id, b"")).firmware for device_id in device_ids]
+
+        return await self._clock.in_thread(read)
+
+    def _fitting(self, chunk: commits.TwinRows) -> tuple[commits.TwinRows, commits.TwinRows | None]:
+        """The part of a chunk that goes into the table, and the part that doesn't."""
+        room = self.rows_max - len(self._engine.table)
+        if not self.rows_max or room >= len(chunk.device_ids):
+            return chunk, None
+        stays = chunk.rows["flags"] & STAYS != 0
+        stays[np.flatnonzero(~stays)[: max(room, 0)]] = True
+        return _some(chunk, np.flatnonzero(stays).tolist()), _some(chunk, np.flatnonzero(~stays).tolist())
+
+
+def _some(rows: commits.TwinRows, indices: Sequence[int]) -> commits.TwinRows:
+    at = np.array(indices, dtype=np.int64)
+    return commits.TwinRows(
+        digests=rows.digests[at],
+        device_ids=[rows.device_ids[index] for index in indices],
+        rows=rows.rows.take(at),
+        extras={new: rows.extras[old] for new, old in enumerate(indices) if old in rows.extras},
+        telemetry=[rows.telemetry[index] for index in indices],
+    )
+
+
+def _index_entries(rows: commits.TwinRows) -> list[tuple[int, str]]:
+    arrival_ms = rows.rows["last_arrival_ms"]
+    indexed = (arrival_ms > 0) & (rows.rows["flags"] & NOT_INDEXED == 0)
+    return [(int(arrival_ms[index]), rows.device_ids[index]) for index in np.flatnonzero(indexed).tolist()]
