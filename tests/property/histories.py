@@ -95,9 +95,9 @@ class _Device:
     rising_late_ms: int = 0
 
 
-def draw(dice: random.Random, records_max: int = 60) -> History:
-    """A history of at most this many Kinesis records."""
-    return _Drawing(dice).history(records_max)
+def draw(dice: random.Random, records_max: int = 60, crowd: int = 0) -> History:
+    """A history of at most this many Kinesis records. crowd: devices beside the usual few, to fill tables and rounds."""
+    return _Drawing(dice).history(records_max, crowd)
 
 
 def randoms() -> strategies.SearchStrategy[random.Random]:
@@ -122,9 +122,10 @@ class _Drawing:
         """Shrinks to False."""
         return self.dice.randint(0, 99) >= 100 - percent
 
-    def history(self, records_max: int) -> History:
+    def history(self, records_max: int, crowd: int) -> History:
         strict = not self.chance(15)
-        devices = [_Device(device_id) for device_id in DEVICES[: self.dice.randint(1, 4)]]
+        devices = [_Device(device_id) for device_id in DEVICES[: self.dice.randint(1, len(DEVICES))]]
+        devices += [_Device(f"truck-{number}") for number in range(1000, 1000 + crowd)]
         for device in devices:
             if self.chance(25):
                 device.clock_offset_ms = self.dice.choice((-HOUR_MS, HOUR_MS, 100_000, 300_000, 300_001, -5_000))
@@ -179,7 +180,19 @@ class _Drawing:
             message = raw.control_message(device.device_id, self._control(device))
         else:
             return device.device_id, self._poison(device)
+        if self.chance(3):
+            message.origin.CopyFrom(self._origin())
+            return device.device_id, message.SerializeToString()
         return device.device_id, raw.as_json(message) if self.chance(15) else message.SerializeToString()
+
+    def _origin(self) -> fleet_pb2.Origin:
+        """As a worker writes it that put the record again."""
+        return fleet_pb2.Origin(
+            shard_id="shardId-000000000000",
+            sequence_number=str(BASE_SEQUENCE - self.dice.randint(1, 99)),
+            arrival_ms=self.high_arrival_ms - self.dice.choice((1, 1000, HOUR_MS)),
+            hop=1,
+        )
 
     def _telemetry(self, device: _Device) -> fleet_pb2.Telemetry:
         dice = self.dice

@@ -153,9 +153,10 @@ class ReferenceFleet:
         arrival_ms = self.high_arrival_ms = max(self.high_arrival_ms, event.arrival_ms)
         self._pass_generations(arrival_ms)
         kind = event.kind
-        if kind == Kind.TELEMETRY and event.timestamp_ms > arrival_ms + AHEAD_MS_MAX:
+        came_ms = self._first_arrival_ms(event, arrival_ms)
+        if kind == Kind.TELEMETRY and event.timestamp_ms > came_ms + AHEAD_MS_MAX:
             kind = Kind.HEARD  # a dead letter for its timestamp, but its id is readable
-        if event.control is not None and event.control.issued_ms > arrival_ms + AHEAD_MS_MAX:
+        if event.control is not None and event.control.issued_ms > came_ms + AHEAD_MS_MAX:
             return  # a dead letter, and not sent by the device
         if kind == Kind.UNREADABLE:
             return
@@ -191,7 +192,7 @@ class ReferenceFleet:
         twin.forgotten = False
 
     def _telemetry(self, event: Event, twin: Twin, arrival_ms: int) -> None:
-        if event.timestamp_ms > arrival_ms + SKEW_MS_MAX:
+        if event.timestamp_ms > self._first_arrival_ms(event, arrival_ms) + SKEW_MS_MAX:
             self.skewed += 1
         time_ms = self._usable(event.timestamp_ms, event, arrival_ms)
         was_forgotten = twin.forgotten
@@ -211,11 +212,16 @@ class ReferenceFleet:
         self._temperature_rule(event, twin, arrival_ms, limits.temperature)
 
     @staticmethod
-    def _usable(time_ms: int, event: Event, arrival_ms: int) -> int:
+    def _first_arrival_ms(event: Event, arrival_ms: int) -> int:
+        """When the record came to the stream: a record put again tells it."""
+        if event.origin is not None and 0 < event.origin.arrival_ms <= arrival_ms:
+            return event.origin.arrival_ms
+        return arrival_ms
+
+    def _usable(self, time_ms: int, event: Event, arrival_ms: int) -> int:
         """A sender's time, believed unless it is missing or ahead of what the clock of the stream can explain."""
-        if time_ms <= 0:
-            return event.origin.arrival_ms if event.origin else arrival_ms
-        return arrival_ms if time_ms > arrival_ms + SKEW_MS_MAX else time_ms
+        came_ms = self._first_arrival_ms(event, arrival_ms)
+        return time_ms if 0 < time_ms <= came_ms + SKEW_MS_MAX else came_ms
 
     @staticmethod
     def _count_late(twin: Twin, time_ms: int) -> None:

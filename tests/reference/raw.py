@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -105,7 +106,11 @@ def _event(record: RawRecord, subsequence_number: int, data: bytes) -> Event:
         first = telemetry.origin
         if first.hop > 1:
             raise Poison("second_hop", device_id)
+        if re.fullmatch("[0-9]{1,56}", first.sequence_number) is None or not 1 <= len(first.shard_id) <= 128:
+            raise Poison("undecodable", device_id)
         origin = Origin(first.shard_id, first.sequence_number, first.subsequence_number, first.arrival_ms, first.hop)
+        telemetry.ClearField("origin")
+        data = telemetry.SerializeToString()  # what a twin keeps is what the device sent
     if control is None:
         _check_sample(telemetry)
     return Event(
