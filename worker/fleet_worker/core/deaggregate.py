@@ -71,7 +71,7 @@ def aggregate(user: Sequence[tuple[str, bytes]]) -> bytes:
         partition_key_table=list(keys),
         records=[kpl_pb2.Record(partition_key_index=keys[key], data=data) for key, data in user],
     ).SerializeToString()
-    return MAGIC + body + _checksum(body)
+    return MAGIC + body + checksum(body)
 
 
 def chunks(batch: records.ShardBatch, records_max: int = USER_RECORDS_MAX) -> Iterator[records.ShardBatch]:
@@ -92,7 +92,7 @@ def _members(record: bytes) -> list[bytes]:
     body = record[len(MAGIC) : -CHECKSUM_BYTES]
     if len(record) < len(MAGIC) + CHECKSUM_BYTES:
         raise refusal.Refused(records.Reason.UNDECODABLE, "aggregated record shorter than its frame")
-    if _checksum(body) != record[-CHECKSUM_BYTES:]:
+    if checksum(body) != record[-CHECKSUM_BYTES:]:
         raise refusal.Refused(records.Reason.KPL_CHECKSUM, "aggregated record's MD5 doesn't match its body")
     try:
         members = [member.data for member in kpl_pb2.AggregatedRecord.FromString(body).records]
@@ -103,7 +103,8 @@ def _members(record: bytes) -> list[bytes]:
     return members
 
 
-def _checksum(body: bytes) -> bytes:
+def checksum(body: bytes) -> bytes:
+    """The 16 bytes that follow an aggregate's body."""
     return hashlib.md5(body, usedforsecurity=False).digest()
 
 

@@ -178,11 +178,7 @@ def sequence_limbs(sequence_numbers: list[str]) -> UInt64s:
     if len(widths) > 1:
         widths = {_WORDS * 8}
         sequence_numbers = [number.zfill(_WORDS * 8) for number in sequence_numbers]
-    width = widths.pop()
-    text = np.frombuffer("".join(sequence_numbers).encode("ascii"), dtype=np.uint8)
-    digits = np.full((count, _WORDS * 8), ord("0"), dtype=np.uint8)
-    digits[:, _WORDS * 8 - width :] = text.reshape(count, width)
-    words = [_eight_digits(column) for column in digits.view("<u8").T]
+    words = _words("".join(sequence_numbers).encode("ascii"), count, widths.pop())
     limbs = np.empty((count, SEQUENCE_LIMBS), dtype=np.uint64)
     # 64 digits are 7 of nothing, then 19 + 19 + 19: the limbs' borders fall after digits 7, 26 and 45.
     ten = [np.uint64(10**power) for power in range(9)]
@@ -202,9 +198,23 @@ def _limbs_one_by_one(sequence_numbers: list[str]) -> UInt64s:
     base = 10**LIMB_DIGITS
     limbs = np.empty((len(sequence_numbers), SEQUENCE_LIMBS), dtype=np.uint64)
     for row, sequence_number in enumerate(sequence_numbers):
-        high, low = divmod(int(sequence_number), base)
+        high, low = divmod(int(sequence_number or 0), base)
         limbs[row] = (high // base, high % base, low)
     return limbs
+
+
+def _words(text: bytes, count: int, width: int) -> list[UInt64s | np.uint64]:
+    """The values of eight digits each that `count` numbers of `width` digits are made of, most significant first."""
+    text += bytes(8)
+    whole, left = divmod(width, 8)
+    values: list[UInt64s | np.uint64] = [np.uint64(0)] * (_WORDS - whole)
+    if left:  # the first digits go to the word's end
+        column = np.ndarray((count,), dtype="<u8", buffer=text, strides=(width,))
+        values[-1] = _eight_digits(column << np.uint64(8 * (8 - left)))
+    for word in range(whole):
+        column = np.ndarray((count,), dtype="<u8", buffer=text, offset=left + 8 * word, strides=(width,))
+        values.append(_eight_digits(column))
+    return values
 
 
 def _eight_digits(words: UInt64s) -> UInt64s | np.uint64:
@@ -213,7 +223,7 @@ def _eight_digits(words: UInt64s) -> UInt64s | np.uint64:
     Neighbours are added up in pairs three times: digits to hundreds, to ten thousands, to the whole.
     """
     if bool((words == words[0]).all()):
-        return np.uint64(int(words[:1].tobytes()))
+        return np.uint64(int(words[:1].tobytes().replace(b"\0", b"0")))
     pairs = (words & np.uint64(0x0F0F0F0F0F0F0F0F)) * np.uint64(10) + (
         (words >> np.uint64(8)) & np.uint64(0x0F0F0F0F0F0F0F)
     )
