@@ -401,7 +401,7 @@ class PartitionPipeline:
             chunks = self._store.scan(key_range)
             first = next(chunks, None)
             if first is None:
-                return directory.StoredRows(_no_rows(), complete=True)
+                return directory.StoredRows(commits.no_rows(), complete=True)
             return directory.StoredRows(first, complete=next(chunks, None) is None)
 
         return await self._around.clock.in_thread(read)

@@ -59,6 +59,16 @@ class Stream(Protocol):
         """start: a position (reading begins after it), an arrival time in ms, or None for the shard's beginning."""
 
 
+class Ownership(Protocol):
+    """Which shards are this worker's."""
+
+    async def owned(self) -> list[partition.Shard]:
+        """All of them as of now; parents as the stream names them. Asked every few seconds and whenever a shard ended.
+
+        Raises StreamUnavailableError, StreamGoneError: the caller goes on with what it knows.
+        """
+
+
 class EffectSink(Protocol):
     """Publishes effects with PutRecords."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_model import partition
-from fleet_worker.core import effects, records
+from fleet_worker.core import effects, records, twins
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +40,10 @@ class TwinRows:
     rows: NDArray[np.void]
     extras: dict[int, bytes]
     telemetry: list[bytes | None]
+
+
+def no_rows() -> TwinRows:
+    return TwinRows(np.zeros(0, dtype="V16"), [], np.zeros(0, dtype=twins.TWIN_DTYPE), {}, [])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
