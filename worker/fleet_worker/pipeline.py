@@ -216,7 +216,7 @@ class PartitionPipeline:
             high_arrival_ms=columns.high_arrival_ms,
         )
         self._add_effects(caused)
-        self._bury(columns.dead_letters)
+        self._bury([*columns.dead_letters, *counts.second_hops])
 
     def _add_effects(self, caused: Sequence[effects.Effect]) -> None:
         number = self._state.outbox_next

@@ -52,13 +52,13 @@ class Settings:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What happened since the counts were last taken."""
+    """What happened since the counts were last taken. second_hops: records that were put again and are misrouted still."""
 
     late: int = 0
     misrouted: int = 0
     baselines: int = 0
     created: int = 0
-    forgotten: int = 0
+    second_hops: list[records.DeadLetter] = dataclasses.field(default_factory=list)
 
 
 class TwinEngine:
@@ -240,7 +240,9 @@ class TwinEngine:
                 digest = hashing.digest(device_id)
                 if not key_range.contains_digest(digest):
                     self.counts.misrouted += 1
-                    if kind != records.Kind.HEARD:
+                    if at in columns.origins:
+                        self.counts.second_hops.append(_second_hop(columns, at))
+                    elif kind != records.Kind.HEARD:
                         out.append(self.context.emitter.put_again(columns, at))
                     continue
                 if kind == records.Kind.CONTROL and columns.controls[at].instruction not in control.MAKES_A_TWIN:
@@ -438,6 +440,21 @@ class TwinEngine:
         known = slots >= 0
         if known.any():
             self._round(columns, at[known], slots[known], out)
+
+
+def _second_hop(columns: records.Columns, at: int) -> records.DeadLetter:
+    """It came back to a partition that doesn't own it: putting it again could go on for ever."""
+    origin, payload = columns.origins[at], columns.payload[at]
+    return records.DeadLetter(
+        reason=records.Reason.SECOND_HOP,
+        detail=f"put again from {origin.shard_id}, and misrouted here as well",
+        device_id=columns.device_ids[at],
+        sequence_number=records.sequence_string(columns.sequence[at]),
+        subsequence_number=int(columns.subsequence[at]),
+        arrival_ms=int(columns.arrival_ms[at]),
+        data=payload,
+        size_bytes=len(payload),
+    )
 
 
 def needs_firmware(generations: Sequence[rules.RulesGeneration]) -> bool:
