@@ -28,8 +28,6 @@ USUAL_RECORDS_MIN = 256
 SPECIAL_TAGS = (b"\xa2\x06", b"\xaa\x06")
 """How the fields `origin` (100) and `control` (101) begin. A record without these bytes has neither."""
 
-chunks = deaggregate.chunks
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:

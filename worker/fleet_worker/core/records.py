@@ -47,7 +47,8 @@ class ShardBatch:
 
 class Kind(enum.IntEnum):
     """What a user record is to the rules. HEARD: refused (it is among the dead letters), but its device id is
-    readable, so the device was heard. UNREADABLE: refused and without a usable id: the rules skip it."""
+    readable, so the device was heard. UNREADABLE: refused, and either without a usable id or a control record, which
+    isn't from the device: the rules skip it."""
 
     TELEMETRY = 0
     HEARD = 1
