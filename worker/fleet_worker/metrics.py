@@ -16,13 +16,11 @@ from collections.abc import Sequence
 import prometheus_client
 
 from fleet_model import rules
-from fleet_worker.core import effects, records
+from fleet_worker.core import effects, lifecycle, records
 
 NAMESPACE = "fleet_twin"
 
-PHASES = ("Pending", "Restoring", "Running", "Draining", "Released", "Closed", "Failed")
-"""A partition's phases, as TwinPartition.status.phase spells them."""
-
+PHASES = tuple(phase.value for phase in lifecycle.Phase)
 EFFECT_TRIGGERS = (*rules.TRIGGERS, "misrouted", "dead_letter")
 
 BATCH_BUCKETS = (1, 10, 30, 100, 300, 1_000, 2_000, 4_000, 7_000, 10_000)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fleet_model import hashing, partition
-from fleet_worker.core import commits, engine, records
+from fleet_worker.core import commits, engine, lifecycle, records
 
-SERVING_PHASE = "Running"
-ENDED_PHASES = ("Closed", "Released")
+SERVING_PHASE = lifecycle.Phase.RUNNING.value
+ENDED_PHASES = (lifecycle.Phase.CLOSED.value, lifecycle.Phase.RELEASED.value)
 """Phases in which a partition has left its hash range to others for good."""
 
 ROWS_A_READ_MAX = 50_000
@@ -46,7 +46,7 @@ class PartitionView(Protocol):
 
     @property
     def phase(self) -> str:
-        """One of metrics.PHASES."""
+        """A lifecycle.Phase's value."""
 
     @property
     def message(self) -> str:
