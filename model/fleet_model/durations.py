@@ -28,11 +28,12 @@ def parse_ms(text: str) -> int:
     """Milliseconds of a Go duration in h, m, s and ms. Raises ValueError."""
     if len(text) > DURATION_LENGTH_MAX or DURATION_PATTERN.fullmatch(text) is None:
         raise ValueError("not a duration")
-    return durationpy.from_str(text) // _MILLISECOND
+    # The library adds up doubles, so the sum may lie a little beside the whole millisecond that is meant.
+    return round(durationpy.from_str(text) / _MILLISECOND)
 
 
 def text_of_ms(duration_ms: int) -> str:
-    """The Go duration of whole milliseconds: 5400000 is "1h30m". parse_ms reads it back exactly."""
+    """The Go duration of whole milliseconds: 5400000 is "1h30m". parse_ms reads it back exactly, up to 10**15."""
     if duration_ms == 0:
         return "0s"
     seconds, milliseconds = divmod(duration_ms, 1000)

@@ -179,7 +179,7 @@ def _read_streams(section: sections.Section) -> spec.Streams:
 
 def _read_telemetry(section: sections.Section) -> spec.TelemetryStream:
     given = [name for name in ("name", "arn") if section.value(name) is not None]
-    if len(given) != 1:
+    if len(given) != 1 and section.is_readable:
         wrong = "gives both name and arn; remove one" if given else "gives no stream; set name or arn"
         section.mistakes.add(section.path, wrong)
     start_position = section.choice("startPosition", spec.StartPosition.LATEST, spec.StartPosition)

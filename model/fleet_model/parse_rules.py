@@ -63,7 +63,7 @@ def read_profiles(spec_section: sections.Section, base: rules.Rules) -> tuple[ru
 
 def _read_match(section: sections.Section) -> rules.Match:
     fields = ("deviceIdPrefix", "deviceIdRegex", "firmware")
-    if all(section.value(field) is None for field in fields):
+    if all(section.value(field) is None for field in fields) and section.is_readable:
         section.mistakes.add(section.path, f"matches no device; give at least one of {', '.join(fields)}")
     prefix = section.text("deviceIdPrefix", DEVICE_ID_PREFIX)
     regex = section.text("deviceIdRegex", DEVICE_ID_REGEX)

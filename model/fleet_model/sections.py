@@ -21,6 +21,9 @@ MISTAKES_MAX = 100
 
 SHOWN_LENGTH_MAX = 60
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
+"""A field's name that a path can hold without quotes."""
+
 Choice = TypeVar("Choice", bound=str)
 
 
@@ -56,6 +59,11 @@ class Mistakes:
         else:
             self._untold += 1
 
+    @property
+    def is_full(self) -> bool:
+        """Whether further mistakes are only counted, so that their messages need no effort."""
+        return len(self._told) >= MISTAKES_MAX
+
     def raise_any(self) -> None:
         """Raises InvalidFleetError when there is a mistake."""
         if self._untold:
@@ -85,11 +93,13 @@ class Section:
     def __init__(self, value: object, path: str, mistakes: Mistakes) -> None:
         self.path = path
         self.mistakes = mistakes
+        self.is_readable = value is None or isinstance(value, Mapping)
+        """False: it is no mapping, which is told; that its fields are missing then goes without saying."""
         self._known: list[str] = []
         self._fields: Mapping[object, object] = {}
         if isinstance(value, Mapping):
             self._fields = value
-        elif value is not None:
+        elif not self.is_readable:
             mistakes.add(path, f"must be a mapping of fields, not {shown(value)}")
 
     def at(self, name: str) -> str:
@@ -115,7 +125,9 @@ class Section:
 
     def section(self, name: str) -> Section:
         """A mapping inside; an empty one when it is absent."""
-        return Section(self.value(name), self.at(name), self.mistakes)
+        inside = Section(self.value(name), self.at(name), self.mistakes)
+        inside.is_readable = inside.is_readable and self.is_readable
+        return inside
 
     def sections(self, name: str, items_max: int) -> list[Section]:
         """A list of mappings inside, of which the first items_max are read."""
@@ -187,7 +199,8 @@ class Section:
     def required_text(self, name: str, required: Form) -> str:
         """As `text`; absence is a mistake, too."""
         if self.value(name) is None:
-            self.mistake(name, f"is missing; it must be {required.remedy}")
+            if self.is_readable:
+                self.mistake(name, f"is missing; it must be {required.remedy}")
             return ""
         return self.text(name, required) or ""
 
@@ -244,9 +257,9 @@ class Section:
             if not isinstance(name, str):
                 self.mistakes.add(self.path, f"a field's name must be text, not {shown(name)}; put it in quotes")
             elif name not in self._known:
-                nearest = closest(name, self._known)
+                nearest = None if self.mistakes.is_full else closest(name, self._known)
                 hint = f"did you mean {nearest}?" if nearest else f"the fields here are {', '.join(self._known)}"
-                self.mistake(name if name.isidentifier() else shown(name), f"unknown field; {hint}")
+                self.mistake(name if _PLAIN_NAME.fullmatch(name) else shown(name), f"unknown field; {hint}")
 
 
 def closest(name: str, candidates: Iterable[str]) -> str | None:

@@ -3,13 +3,78 @@
 import json
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 
 from fleet_model import durations, generations, parse, rules
 from fleet_worker.adapters import fleet_file
 from tests.support import fleets
 
-FIELDS = ["apiVersion", "kind", "metadata", "name", "namespace", "spec", "status", "replicas", "image", "suspend", "serviceAccountName", "template", "aws", "region", "endpointURL", "credentialsSecretRef", "streams", "telemetry", "arn", "format", "startPosition", "startTime", "alerts", "commands", "control", "deadLetter", "rules", "temperature", "battery", "offline", "enabled", "threshold", "consecutiveSamples", "repeatInterval", "hysteresis", "severity", "command", "resolvedNotice", "maxDropPerHour", "idleBelowCpuLoad", "minObservation", "after", "profiles", "match", "deviceIdPrefix", "deviceIdRegex", "firmware", "storage", "size", "storageClassName", "retentionPolicy", "twinsInMemoryMax", "mapSize", "sync", "syncInterval", "checkpoint", "bucket", "prefix", "interval", "rebalance", "maxConcurrentMoves", "drainTimeout", "standbyReplicas"]
+FIELDS = [
+    "apiVersion",
+    "kind",
+    "metadata",
+    "name",
+    "namespace",
+    "spec",
+    "status",
+    "replicas",
+    "image",
+    "suspend",
+    "serviceAccountName",
+    "template",
+    "aws",
+    "region",
+    "endpointURL",
+    "credentialsSecretRef",
+    "streams",
+    "telemetry",
+    "arn",
+    "format",
+    "startPosition",
+    "startTime",
+    "alerts",
+    "commands",
+    "control",
+    "deadLetter",
+    "rules",
+    "temperature",
+    "battery",
+    "offline",
+    "enabled",
+    "threshold",
+    "consecutiveSamples",
+    "repeatInterval",
+    "hysteresis",
+    "severity",
+    "command",
+    "resolvedNotice",
+    "maxDropPerHour",
+    "idleBelowCpuLoad",
+    "minObservation",
+    "after",
+    "profiles",
+    "match",
+    "deviceIdPrefix",
+    "deviceIdRegex",
+    "firmware",
+    "storage",
+    "size",
+    "storageClassName",
+    "retentionPolicy",
+    "twinsInMemoryMax",
+    "mapSize",
+    "sync",
+    "syncInterval",
+    "checkpoint",
+    "bucket",
+    "prefix",
+    "interval",
+    "rebalance",
+    "maxConcurrentMoves",
+    "drainTimeout",
+    "standbyReplicas",
+]
 VALUES = ["5m", "0", "10Gi", "Auto", "AtTimestamp", "2026-01-31T08:00:00Z", "(", "a", "", "critical", "DeviceFleet"]
 
 names = st.one_of(st.sampled_from(FIELDS), st.text(max_size=8), st.integers(), st.booleans(), st.none())
@@ -36,26 +101,22 @@ PATHS = [
 ]  # fmt: skip
 
 
-@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(trees)
 def test_no_document_raises_anything_but_invalid_fleet(tree: object) -> None:
     told = fleets.mistakes(tree)
     assert told, "nothing here is a whole fleet"
 
 
-@hypothesis.settings(max_examples=500, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+@hypothesis.settings(max_examples=250, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @hypothesis.given(st.sampled_from(PATHS), trees)
 def test_no_part_of_a_fleet_raises_anything_but_invalid_fleet(path: str, tree: object) -> None:
-    try:
+    told = fleets.mistakes(fleets.with_field(path, tree))
+    assert all(message and len(message) < 500 and message.encode() for message in told.values())
+    if not told:
         parsed = parse.parse(fleets.with_field(path, tree))
-    except parse.InvalidFleetError as error:
-        assert error.mistakes
-        assert all(mistake.message and len(mistake.message) < 500 for mistake in error.mistakes)
-        str(error).encode()
-    else:
         first = generations.first_generation(parsed)
         assert generations.parse_rules_document(json.loads(json.dumps(generations.rules_document(first)))) == first
-        assert parse.parse(fleets.with_field(path, tree)) == parsed
 
 
 @hypothesis.settings(max_examples=300, deadline=None)
@@ -73,12 +134,8 @@ def test_no_part_of_a_fleet_raises_anything_but_invalid_fleet(path: str, tree: o
     )
 )  # fmt: skip
 def test_no_file_raises_anything_but_invalid_fleet(text: bytes) -> None:
-    try:
+    with pytest.raises(parse.InvalidFleetError, match=r"."):
         fleet_file.parse_text(text, "fleet.yaml")
-    except parse.InvalidFleetError as error:
-        assert error.mistakes
-    else:
-        raise AssertionError("nothing here is a whole fleet")
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

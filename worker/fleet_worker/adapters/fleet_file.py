@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ SETTLE_SECONDS = 0.1
 a file can be a valid fleet without its last profiles."""
 
 FILE_SIZE_BYTES_MAX = 512 * 2**10
+BRACKETS_MAX = 64
+"""Open at once. PyYAML's scanner takes seconds for a thousand of them, as a slip of the keyboard may leave."""
 
 
 def load(path: Path) -> spec.FleetSpec:
@@ -61,8 +63,8 @@ class FleetFile:
         self._told = _look(self._path)
         return self._told.settings(self._path)
 
-    async def edits(self) -> AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]:
-        """Each time the file's contents change: the new settings, or why they aren't valid. Never ends; cancel it.
+    async def edits(self) -> AsyncGenerator[spec.FleetSpec | parse.InvalidFleetError, None]:
+        """Each time the file's contents change: the new settings, or why they aren't valid. Never ends; close it.
 
         An edit is told within POLL_SECONDS + SETTLE_SECONDS; of edits in quick succession only the last. Settings may
         equal those before (a changed comment, or a mistake taken back): they tell that the file is good again.
@@ -122,6 +124,11 @@ def _refused(message: str) -> parse.InvalidFleetError:
 
 class _Loader(yaml.SafeLoader):
     """Plain values only: null, true and false, numbers, text, lists, mappings."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= BRACKETS_MAX:
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply; a fleet never is", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -158,7 +158,7 @@ class LocalFolder:
         try:
             read = tuple(generations.parse_rules_document(entry) for entry in entries)
         except sections.InvalidFleetError as error:
-            raise _unreadable(self._generations_path, str(error)) from error
+            raise _unreadable(self._generations_path, str(error.mistakes[0])) from error
         for earlier, later in itertools.pairwise(read):
             if later.generation != earlier.generation + 1 or later.effective_ms <= earlier.effective_ms:
                 raise _unreadable(self._generations_path, f"generation {earlier.generation} isn't followed by the next")
