@@ -156,7 +156,7 @@ class LeanParserFactory:
 
 @contextlib.contextmanager
 def _translated(operation: str) -> Iterator[None]:
-    """botocore's errors become ApiError; what isn't known here is a bug and passes."""
+    """botocore's errors become ApiError; anything else is a bug and passes."""
     try:
         yield
     except botocore.exceptions.ClientError as error:
@@ -167,14 +167,16 @@ def _translated(operation: str) -> Iterator[None]:
             trouble_of(code, int(metadata.get("HTTPStatusCode", 500))), code, str(told.get("Message", ""))
         )
         raise kinesis_api.ApiError(operation, failure, _date_ms_or_none(metadata.get("HTTPHeaders", {}))) from error
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
-        raise _unanswered(operation, kinesis_api.Trouble.DENIED, error) from error
     except (
         botocore.exceptions.HTTPClientError,
+        botocore.exceptions.ConnectionError,
         botocore.exceptions.CredentialRetrievalError,
+        botocore.exceptions.MetadataRetrievalError,
         botocore.parsers.ResponseParserError,
     ) as error:
         raise _unanswered(operation, kinesis_api.Trouble.TRANSIENT, error) from error
+    except botocore.exceptions.BotoCoreError as error:  # what is left is about credentials, profiles and the like
+        raise _unanswered(operation, kinesis_api.Trouble.DENIED, error) from error
 
 
 def _unanswered(operation: str, trouble: kinesis_api.Trouble, error: Exception) -> kinesis_api.ApiError:

@@ -1,0 +1,161 @@
+"""A proxy in front of any Kinesis endpoint that does what emulators don't: fall behind, throttle, fail in part, lose replies.
+
+    async with proxy.FaultProxy(endpoint_url) as kinesis:
+        kinesis.millis_behind = 5_000
+        kinesis.add(proxy.Rule("PutRecords", lose_reply=True, times=2))
+
+Rules are tried in the order they were added; the first that fits and has times left decides. It speaks JSON 1.1, checks no
+signature and holds no state but its rules and its count of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import email.utils
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+BODY_BYTES_MAX = 32 * 2**20
+UPSTREAM_S_MAX = 60.0
+_HOP_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "accept-encoding", "content-encoding"}
+
+
+@dataclasses.dataclass
+class Rule:
+    """operation: as in X-Amz-Target, "" = any. times: how often it applies. stream: only calls that name it.
+
+    What it does, in this order: delay_s before anything; throttle or server_error instead of the call; fail: indexes of
+    PutRecords' entries that don't reach Kinesis and fail; lose_reply: the connection is cut after the call was done.
+    """
+
+    operation: str = ""
+    times: int = 1
+    stream: str = ""
+    delay_s: float = 0.0
+    throttle: bool = False
+    server_error: bool = False
+    fail: frozenset[int] = frozenset()
+    lose_reply: bool = False
+
+    def fits(self, operation: str, stream: str) -> bool:
+        return self.times > 0 and self.operation in ("", operation) and self.stream in ("", stream)
+
+
+class FaultProxy:
+    """millis_behind: what GetRecords answers tell, None = upstream's own. date_shift_ms: added to each Date header.
+
+    calls: how many came in, by operation. endpoint_url: where to send them.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self.millis_behind: int | None = None
+        self.date_shift_ms = 0
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.endpoint_url = ""
+        self._upstream = upstream
+        self._rules: list[Rule] = []
+        self._session: aiohttp.ClientSession | None = None
+        self._runner: web.AppRunner | None = None
+
+    def add(self, rule: Rule) -> Rule:
+        """The rule is kept as it is: its `times` tells how often it is still to apply."""
+        self._rules.append(rule)
+        return rule
+
+    def clear(self) -> None:
+        self._rules.clear()
+
+    def forward_to(self, upstream: str) -> None:
+        """From now on; upstream may be away, which callers see as a server error."""
+        self._upstream = upstream
+
+    async def __aenter__(self) -> FaultProxy:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=UPSTREAM_S_MAX))
+        app = web.Application(client_max_size=BODY_BYTES_MAX)
+        app.router.add_post("/", self._serve)
+        self._runner = web.AppRunner(app, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        self.endpoint_url = f"http://{host}:{port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._runner is not None
+        assert self._session is not None
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
+        body = await request.read()
+        self.calls[operation] += 1
+        rule = self._rule(operation, body)
+        if rule.delay_s:
+            await asyncio.sleep(rule.delay_s)
+        if rule.throttle:
+            return self._error(400, "ProvisionedThroughputExceededException")
+        if rule.server_error:
+            return self._error(500, "InternalFailure")
+        if rule.fail and operation == "PutRecords":
+            return await self._put_in_part(request, body, rule.fail)
+        status, headers, answer = await self._forward(request, body)
+        if rule.lose_reply:
+            assert request.transport is not None
+            request.transport.abort()
+        if status == 200 and operation == "GetRecords" and self.millis_behind is not None:
+            answer = orjson.dumps(orjson.loads(answer) | {"MillisBehindLatest": self.millis_behind})
+        return web.Response(status=status, headers=self._shifted(headers), body=answer)
+
+    def _rule(self, operation: str, body: bytes) -> Rule:
+        told = orjson.loads(body) if body else {}
+        stream = told.get("StreamName") or str(told.get("StreamARN", "")).rpartition("/")[2]
+        for rule in self._rules:
+            if rule.fits(operation, stream):
+                rule.times -= 1
+                return rule
+        return Rule()
+
+    async def _forward(self, request: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        assert self._session is not None
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
+        async with self._session.post(self._upstream, data=body, headers=headers) as answer:
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_HEADERS}
+            return answer.status, kept, await answer.read()
+
+    async def _put_in_part(self, request: web.Request, body: bytes, fail: frozenset[int]) -> web.Response:
+        told: dict[str, Any] = orjson.loads(body)
+        entries = told["Records"]
+        good = [entry for index, entry in enumerate(entries) if index not in fail]
+        answer: dict[str, Any] = {"Records": []}
+        headers: dict[str, str] = {"Content-Type": "application/x-amz-json-1.1"}
+        if good:
+            status, headers, raw = await self._forward(request, orjson.dumps(told | {"Records": good}))
+            if status != 200:
+                return web.Response(status=status, headers=self._shifted(headers), body=raw)
+            answer = orjson.loads(raw)
+        taken = iter(answer["Records"])
+        refused = {"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "Rate exceeded for shard"}
+        outcomes = [refused if index in fail else next(taken) for index in range(len(entries))]
+        answer |= {"Records": outcomes, "FailedRecordCount": sum("ErrorCode" in outcome for outcome in outcomes)}
+        return web.Response(headers=self._shifted(headers), body=orjson.dumps(answer))
+
+    def _error(self, status: int, code: str) -> web.Response:
+        headers = self._shifted({"Content-Type": "application/x-amz-json-1.1"})
+        return web.Response(status=status, headers=headers, body=orjson.dumps({"__type": code, "message": code}))
+
+    def _shifted(self, headers: dict[str, str]) -> dict[str, str]:
+        """With the Date header moved by date_shift_ms; of now when upstream gave none."""
+        given = next((value for name, value in headers.items() if name.lower() == "date"), email.utils.formatdate())
+        at_s = email.utils.parsedate_to_datetime(given).timestamp() + self.date_shift_ms / 1000
+        others = {name: value for name, value in headers.items() if name.lower() != "date"}
+        return others | {"Date": email.utils.formatdate(at_s, usegmt=True)}
