@@ -187,7 +187,7 @@ class TwinTable:
         """
         slots = np.flatnonzero(self.mark == DIRTY)
         if len(slots):
-            slots = slots[np.lexsort((self.digests[slots, 1], self.digests[slots, 0]))]
+            slots = slots[_key_order(self.digests[slots])]
             self.rows["commit"][slots] = commit_number
         rows = self.read(slots)
         slot_list = slots.tolist()
@@ -206,10 +206,10 @@ class TwinTable:
             state=commits.PartitionState(),
             twins=commits.TwinRows(
                 digests=self.digests[slots].astype(">u8").view("V16").reshape(-1),
-                device_ids=[self.device_ids[slot] for slot in slot_list],
+                device_ids=list(map(self.device_ids.__getitem__, slot_list)),
                 rows=rows,
                 extras=extras,
-                telemetry=[telemetry.get(slot) for slot in slot_list],
+                telemetry=list(map(telemetry.get, slot_list)),
             ),
             deleted=sorted(self._deleted),
             outbox_added=[],
@@ -298,6 +298,13 @@ class TwinTable:
         self.profile = _grown(self.profile, capacity)
         self.mark = _grown(self.mark, capacity)
         self.extra_index = _grown(self.extra_index, capacity)
+
+
+def _key_order(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Indices that sort (n, 2) digests. The upper halves alone nearly always tell, at a quarter of the cost."""
+    order = np.argsort(digests[:, 0])
+    upper = digests[order, 0]
+    return order if (upper[1:] != upper[:-1]).all() else np.lexsort((digests[:, 1], digests[:, 0]))
 
 
 def _grown(array: NDArray[Any], rows_min: int) -> NDArray[Any]:
