@@ -164,6 +164,9 @@ def disagreements(history: History, outcome: Outcome) -> list[str]:
     found += judge.judge_twins(fleet.twins, outcome.twins)
     if not found:
         found += _order(expected, outcome.effects) + _labels(expected, outcome.effects)
+    refused = [letter.device_id for letter in outcome.engine.counts.second_hops]
+    if refused != [event.device_id for event in fleet.second_hops]:
+        found.append(f"second hops: expected {fleet.second_hops}, came {refused}")
     return found + _misrouted(fleet.misrouted, outcome.effects, history)
 
 

@@ -123,6 +123,7 @@ class _Drawing:
         return self.dice.randint(0, 99) >= 100 - percent
 
     def history(self, records_max: int, crowd: int) -> History:
+        self.is_crowded = crowd > 0
         strict = not self.chance(15)
         devices = [_Device(device_id) for device_id in DEVICES[: self.dice.randint(1, len(DEVICES))]]
         devices += [_Device(f"truck-{number}") for number in range(1000, 1000 + crowd)]
@@ -146,6 +147,9 @@ class _Drawing:
         return History(identity, generations, tuple(steps), final_clock_ms, RETENTION_MS, strict)
 
     def _pass_time(self) -> None:
+        if self.is_crowded and not self.chance(2):
+            self.now_ms += self.dice.choice((0, 1, 7, 200))
+            return
         rare = self.chance(6)
         self.now_ms += self.dice.choice(RARE_STEPS_MS if rare else STEPS_MS)
 
