@@ -82,6 +82,10 @@ CORPUS: dict[str, Poison] = {
     "random bytes": _unreadable(bytes.fromhex("ffd8ffe000104a46494600010101"), Reason.UNDECODABLE),
     "one byte": _unreadable(b"\xff", Reason.UNDECODABLE),
     "id that isn't UTF-8": _unreadable(b"\x0a\x02\xc3\x28", Reason.UNDECODABLE),
+    "location that isn't UTF-8": _unreadable(
+        protobuf(location="ab").replace(b"\x32\x02ab", b"\x32\x02\xc3\x28"), Reason.UNDECODABLE
+    ),
+    "line feed before base64": _unreadable(b"\n" + base64.b64encode(text(cpu_load=0.5)), Reason.UNDECODABLE),
     "text": _unreadable(b"hello", Reason.UNDECODABLE),
     "empty record": _unreadable(b"", Reason.EMPTY_ID),
     "empty id": _unreadable(protobuf(device_id=""), Reason.EMPTY_ID),

@@ -259,6 +259,7 @@ def test_a_json_stream_takes_protobuf_from_workers_only(count: int) -> None:
         (b"7", records.Reason.WRONG_TYPE),
         (b"", records.Reason.UNDECODABLE),
         (b"hello", records.Reason.UNDECODABLE),
+        (b"\n" + base64.b64encode(TEXT), records.Reason.UNDECODABLE),
     ],
 )
 def test_a_json_stream_takes_objects_only(data: bytes, reason: records.Reason) -> None:
@@ -362,6 +363,14 @@ def test_a_tag_across_two_records_is_no_special_field() -> None:
     assert [letter.reason for letter in columns.dead_letters] == [records.Reason.UNDECODABLE] * 2
 
 
+def test_a_neighbours_first_byte_makes_no_special_field() -> None:
+    """No encoder writes a tag in more bytes than it needs; such a field is unknown, whatever stands next to it."""
+    overlong = sample().SerializeToString() + b"\xaa\x86\x00\x02\x2a\x00" + b"\x92\x03\x01\xaa"
+    assert fleet_pb2.Telemetry.FromString(overlong).HasField("control")
+    for neighbour in (b"\x06", b"\x07"):
+        assert columns_of(overlong, neighbour).kind.tolist() == [records.Kind.TELEMETRY, records.Kind.UNREADABLE]
+
+
 # --- layouts -------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +385,8 @@ def test_unusual_layouts_decode_as_protobuf_says() -> None:
         sample(timestamp=0).SerializeToString(),
         sample(temperature_c=0.0, battery_pct=0.0, cpu_load=0.0, location="", firmware="").SerializeToString(),
         sample(temperature_c=-0.0).SerializeToString(),
-        usual + fleet_pb2.Telemetry(temperature_c=-3.0).SerializeToString(),  # the last of two values counts
+        sample(firmware="Tromsø").SerializeToString(),
+        usual + fleet_pb2.Telemetry(temperature_c=2.0).SerializeToString(),  # the last of two values counts
         fleet_pb2.Telemetry(firmware="1").SerializeToString() + usual,
         usual + b"\x32\x00",
         usual + b"\xca\x3e\x01x",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fleet_worker.core import records
 
 PADDING = bytes(512)
-"""Goes after the last message, so that no read leaves the buffer: a message that fits the layout so far is at most 421
-bytes long, two of its strings read past its end."""
+"""Goes after the last message, so that no read leaves the buffer: a message of this layout is at most 421 bytes long,
+and one that is cut off is never followed further than that."""
 
 Bools = NDArray[np.bool_]
 
