@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_worker.api import directory
-from fleet_worker.core import health, limits, table, twins, views
+from fleet_worker.core import health, limits, twins, views
 
 STAMP = int(twins.Flag.FORGOTTEN)
 STAMP_MASK = int(twins.Flag.FORGOTTEN | twins.Flag.ANY_OVERRIDE)
@@ -31,24 +31,21 @@ class Wanted:
     profile: str | None = None
 
 
-def matching_slots(partition: directory.PartitionView, wanted: Wanted, block: slice) -> NDArray[np.int64]:
-    """Slots of a block of the table that match, firmware aside."""
+def matching_slots(partition: directory.PartitionView, wanted: Wanted, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the slots that match, firmware aside. The cheap questions first."""
     twin_table, judging = partition.engine.table, partition.engine.context.limits
-    flags = twin_table.rows["flags"][block]
-    matching = twin_table.mark[block] != table.FREE
-    matching &= flags_match(wanted, flags)
+    slots = slots[flags_match(wanted, twin_table.rows["flags"][slots])]
     if wanted.profile is not None:
-        matching &= np.isin(twin_table.profile[block], profile_indices(judging, wanted.profile))
-    slots: NDArray[np.int64] = np.flatnonzero(matching) + block.start
+        slots = slots[np.isin(twin_table.profile[slots], profile_indices(judging, wanted.profile))]
+    if wanted.prefix:
+        device_ids, prefix = twin_table.device_ids, wanted.prefix
+        slots = np.array([slot for slot in slots.tolist() if device_ids[slot].startswith(prefix)], dtype=np.int64)
     if wanted.health_below is not None:
         overrides = np.zeros((len(slots), 3))
         indices = twin_table.extra_index[slots]
         overrides[indices > 0] = twin_table.extras["override"][indices[indices > 0] - 1]
-        rows = twin_table.rows[slots]
+        rows = twin_table.rows.take(slots)  # a tenth of what indexing costs on structured rows
         slots = slots[_ill(wanted.health_below, partition, rows, (twin_table.profile[slots], overrides))]
-    if wanted.prefix:
-        device_ids, prefix = twin_table.device_ids, wanted.prefix
-        slots = np.array([slot for slot in slots.tolist() if device_ids[slot].startswith(prefix)], dtype=np.int64)
     return slots
 
 

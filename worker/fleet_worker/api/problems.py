@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from aiohttp import typedefs, web
+from aiohttp import web
 
 from fleet_worker import errors
 from fleet_worker.api import directory
@@ -31,7 +31,7 @@ class ProblemError(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
-        self.retry_after_seconds = retry_after_seconds
+        self.headers = {} if retry_after_seconds is None else {"Retry-After": str(retry_after_seconds)}
         self.body = {
             "type": f"urn:fleet-twin:problem:{kind}",
             "title": http.HTTPStatus(status).phrase,
@@ -41,10 +41,8 @@ class ProblemError(Exception):
         }
 
     def response(self) -> web.Response:
-        headers = {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
-        return web.Response(
-            status=self.status, body=orjson.dumps(self.body), content_type=CONTENT_TYPE, headers=headers
-        )
+        body = orjson.dumps(self.body)
+        return web.Response(status=self.status, body=body, content_type=CONTENT_TYPE, headers=self.headers)
 
 
 def bad_parameter(parameter: str, detail: str, remedy: str) -> ProblemError:
@@ -106,8 +104,12 @@ def of_store(error: errors.FleetTwinError) -> ProblemError:
 
 def of_http(error: web.HTTPException) -> ProblemError:
     """aiohttp's own refusals (no such route, method not allowed) in the same form."""
-    remedy = "GET / lists the routes; everything here answers to GET only"
-    return ProblemError(error.status, "http", error.reason, remedy=remedy)
+    problem = ProblemError(
+        error.status, "http", error.reason, remedy="GET / lists the routes; everything here answers to GET only"
+    )
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        problem.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+    return problem
 
 
 @web.middleware
@@ -124,6 +126,3 @@ async def middleware(
         if error.status < 400:
             raise
         return of_http(error).response()
-
-
-_: typedefs.Middleware = middleware

@@ -20,8 +20,8 @@ Json = dict[str, Any]
 
 LISTS_AT_ONCE = 4
 LISTS_WAITING_MAX = 32
-VIEWS_AT_ONCE = 32
-"""Twins made into JSON without letting the loop run: about a millisecond."""
+VIEWS_AT_ONCE = 24
+"""Twins made into JSON without letting the loop run: a millisecond or two."""
 DEAD_LETTER_DATA_BYTES = 4096
 """Of a dead letter's data as much is shown; the store keeps more."""
 

@@ -27,14 +27,16 @@ Key = tuple[int, str]
 """(hash key, device id), the order of a walk."""
 
 BLOCK_ROWS = 32_768
-"""Rows filtered at once: a few milliseconds at most."""
+"""Rows filtered at once: a millisecond or two."""
+HEALTH_BLOCK_ROWS = 8_192
+"""The same where each row's health has to be assessed."""
 WINDOWS_MAX = 8
 """Stretches of keys that one page may look at before it is handed out short."""
 WINDOW_ROWS = 20_000
 """Stored rows that a filtered stretch aims at."""
 LOOSE_KEYS = 2_000
 """Twins that are looked at together when a filter needs more than the table's columns."""
-COPIES_MAX = 256
+COPIES_MAX = 128
 """Twins copied without letting the loop run."""
 
 BEFORE_ALL: Key = (0, "")
@@ -185,16 +187,29 @@ async def _table_keys(
     """The smallest keys of matching twins in the table, after < key <= until, in order; more than `goal` when there are more."""
     kept: list[Key] = []
     twin_table = partition.engine.table
+    block_rows = BLOCK_ROWS if wanted.health_below is None else HEALTH_BLOCK_ROWS
     first = 0
     while first < len(twin_table.device_ids):
-        block = slice(first, min(first + BLOCK_ROWS, len(twin_table.device_ids)))
-        matching = filters.matching_slots(partition, wanted, block)
+        block = slice(first, min(first + block_rows, len(twin_table.device_ids)))
+        matching = filters.matching_slots(partition, wanted, _slots_between(twin_table, block, after, until))
         kept = sorted({*kept, *_smallest_keys(twin_table, matching, (after, until), goal)})[: goal + 1]
         if len(kept) > goal:
+            # What comes after the last of these can't be among the smallest any more.
             until = kept[-1]
         first = block.stop
         await asyncio.sleep(0)
     return kept
+
+
+def _slots_between(twin_table: table.TwinTable, block: slice, after: Key, until: Key) -> NDArray[np.int64]:
+    """Used slots of a block whose keys may lie in (after, until]: those at the very ends are looked at again."""
+    high, low = twin_table.digests[block, 0], twin_table.digests[block, 1]
+    after_high, after_low = _halves(after)
+    inside = (high > after_high) | ((high == after_high) & (low >= after_low))
+    inside &= high <= np.uint64(min(until[0], hashing.HASH_KEY_MAX) >> 64)
+    inside &= twin_table.mark[block] != table.FREE
+    slots: NDArray[np.int64] = np.flatnonzero(inside) + block.start
+    return slots
 
 
 def _smallest_keys(
@@ -203,12 +218,8 @@ def _smallest_keys(
     """Of these slots' keys in (after, until] at least the goal + 1 smallest, in any order."""
     after, until = between
     high, low = twin_table.digests[slots, 0], twin_table.digests[slots, 1]
-    after_high, after_low = (np.uint64(half) for half in divmod(after[0], 2**64))
-    until_high = np.uint64(min(until[0], hashing.HASH_KEY_MAX) >> 64)
-    inside = ((high > after_high) | ((high == after_high) & (low >= after_low))) & (high <= until_high)
-    # Those with the cursor's own hash key are mostly the cursor's device: they are looked at one by one.
-    enough = goal + 1 + int(np.count_nonzero(inside & (high == after_high)))
-    slots, high, low = slots[inside], high[inside], low[inside]
+    # Some that share the cursor's hash key are not after it, its own device to begin with: as many more are needed.
+    enough = goal + 1 + int(np.count_nonzero(high == _halves(after)[0]))
     if len(slots) > enough:
         smallest = high <= np.partition(high, enough)[enough]
         slots, high, low = slots[smallest], high[smallest], low[smallest]
@@ -218,6 +229,11 @@ def _smallest_keys(
         for upper, lower, slot in zip(high.tolist(), low.tolist(), slots.tolist(), strict=True)
     )
     return [key for key in keys if after < key <= until]
+
+
+def _halves(key: Key) -> tuple[np.uint64, np.uint64]:
+    high, low = divmod(key[0], 2**64)
+    return np.uint64(high), np.uint64(low)
 
 
 async def _take(
@@ -304,8 +320,8 @@ def _some(found: views.Twins, index: NDArray[np.int64]) -> views.Twins:
     chosen = index.tolist()
     return views.Twins(
         [found.device_ids[at] for at in chosen],
-        found.rows[index],
-        found.extras[index],
+        found.rows.take(index),
+        found.extras.take(index),
         found.profiles[index],
         [found.telemetry[at] for at in chosen],
     )
