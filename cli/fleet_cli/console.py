@@ -38,14 +38,13 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 @contextmanager
 def told_plainly() -> Iterator[None]:
     """Our own errors end the command with their message; anything else is a bug and keeps its traceback."""
-    from fleet_cli import fleet_file
     from fleet_model import parse
     from fleet_worker import errors
 
     try:
         yield
-    except (parse.InvalidFleetError, fleet_file.FleetFileError) as error:
-        fail(str(error), EXIT_USAGE)
+    except parse.InvalidFleetError as error:
+        fail(f"the fleet file is not valid\n{error}", EXIT_USAGE)
     except errors.FleetTwinError as error:
         fail(str(error), EXIT_FAILED)
 

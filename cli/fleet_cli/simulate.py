@@ -117,8 +117,9 @@ def _run(fleet_path: pathlib.Path, options: runner.Options, as_json: bool) -> No
     import dataclasses
     import json
 
-    from fleet_cli import fleet_file, kinesis, loop
+    from fleet_cli import kinesis, loop
     from fleet_cli.simulator import faults, producer, runner
+    from fleet_worker.adapters import fleet_file
 
     fleet = fleet_file.load(fleet_path)
     click.echo(
