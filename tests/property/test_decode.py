@@ -105,6 +105,10 @@ streams = strategies.lists(strategies.tuples(strategies.one_of(plain, plain, agg
 formats = strategies.sampled_from(list(spec.Format))
 
 
+def user_records(data: list[bytes]) -> deaggregate.UserRecords:
+    return deaggregate.user_records(data, np.array([record[0] if record else 0 for record in data], dtype=np.uint8))
+
+
 def shard_batch(stream: list[tuple[bytes, int]], first: int = 1) -> records.ShardBatch:
     return records.ShardBatch(
         sequence_numbers=[str(first + index) for index in range(len(stream))],
@@ -179,7 +183,7 @@ def test_each_user_record_is_one_row_and_the_refused_ones_dead_letters(
 ) -> None:
     options = decode.Options(format=telemetry_format, with_firmware=with_firmware)
     columns = decode.decode(shard_batch(stream), options)
-    users = deaggregate.user_records([data for data, _ in stream], b"".join(data for data, _ in stream))
+    users = user_records([data for data, _ in stream])
     assert len(columns) == len(users.data) >= len(stream)
     refused = np.isin(columns.kind, (records.Kind.HEARD, records.Kind.UNREADABLE))
     assert len(columns.dead_letters) == np.count_nonzero(refused)
@@ -238,5 +242,5 @@ def test_chunks_are_the_batch_in_bounded_parts(stream: list[tuple[bytes, int]], 
     assert [record for part in parts for record in part.data] == batch.data
     assert [number for part in parts for number in part.sequence_numbers] == batch.sequence_numbers
     for part in parts:
-        users = deaggregate.user_records(part.data, b"".join(part.data))
+        users = user_records(part.data)
         assert len(users.data) <= records_max or len(part.data) == 1

@@ -12,8 +12,12 @@ from fleet_proto import kpl_pb2
 from fleet_worker.core import deaggregate, records
 
 
+def user_records(data: list[bytes]) -> deaggregate.UserRecords:
+    return deaggregate.user_records(data, np.array([record[0] if record else 0 for record in data], dtype=np.uint8))
+
+
 def members(*data: bytes) -> list[bytes]:
-    return deaggregate.user_records(list(data), b"".join(data)).data
+    return user_records(list(data)).data
 
 
 def test_the_format_byte_by_byte() -> None:
@@ -46,7 +50,7 @@ def test_hash_keys_and_tags_are_no_obstacle() -> None:
 
 def test_plain_records_pass_untouched() -> None:
     data = [b"a", b"", b"\xf3\x89\x9a", b"xx\xf3\x89\x9a\xc2"]
-    users = deaggregate.user_records(data, b"".join(data))
+    users = user_records(data)
     assert users.data == data
     assert users.subsequence.tolist() == [0, 0, 0, 0]
     assert users.broken == {}

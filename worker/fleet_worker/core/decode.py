@@ -42,11 +42,11 @@ class Options:
 
 def decode(batch: records.ShardBatch, options: Options) -> records.Columns:
     """The columns of a batch. Raises nothing, whatever the records hold."""
-    joined = b"".join(batch.data)
-    users = deaggregate.user_records(batch.data, joined)
+    stretch = _Stretch.of(batch.data)
+    users = deaggregate.user_records(batch.data, stretch.first_bytes)
     if users.owner is not None:
-        joined = b"".join(users.data)
-    draft = _Draft(batch, users, joined + wire.PADDING, options)
+        stretch = _Stretch.of(users.data)
+    draft = _Draft(batch, users, stretch, options)
     for row, refused in users.broken.items():
         draft.refuse(row, refused)
     rest = draft.read_usual()
@@ -57,22 +57,39 @@ def decode(batch: records.ShardBatch, options: Options) -> records.Columns:
     return draft.columns()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Records laid end to end, padded. start, end, length: (n,) int64."""
+
+    joined: bytes
+    start: records.Int64s
+    end: records.Int64s
+    length: records.Int64s
+
+    @classmethod
+    def of(cls, data: list[bytes]) -> _Stretch:
+        length = np.fromiter(map(len, data), dtype=np.int64, count=len(data))
+        end = np.cumsum(length)
+        return cls(b"".join([*data, wire.PADDING]), end - length, end, length)
+
+    @property
+    def first_bytes(self) -> NDArray[np.uint8]:
+        """(n,) of each record; of an empty one, that of what follows it."""
+        return np.frombuffer(self.joined, dtype=np.uint8)[self.start]
+
+
 class _Draft:
     """The columns while they are being filled, row by row number. Of several reasons to refuse a row the first counts:
     what can't be read, its id, its origin and instruction, its strings, its numbers, its time."""
 
     def __init__(
-        self, batch: records.ShardBatch, users: deaggregate.UserRecords, joined: bytes, options: Options
+        self, batch: records.ShardBatch, users: deaggregate.UserRecords, stretch: _Stretch, options: Options
     ) -> None:
         count = len(users.data)
         self.batch = batch
         self.users = users
-        self.joined = joined
+        self.stretch = stretch
         self.options = options
-        length = np.fromiter(map(len, users.data), dtype=np.int64, count=count)
-        self.end = np.cumsum(length)
-        self.start = self.end - length
-        self.length = length
         self.device_ids = [""] * count
         self.firmware = [""] * count if options.with_firmware else None
         self.numbers = np.zeros((len(decode_json.NUMBERS), count))
@@ -94,7 +111,7 @@ class _Draft:
         count = len(self.users.data)
         if count < USUAL_RECORDS_MIN or not self.options.usual_layout or self.options.format is spec.Format.JSON:
             return [row for row in range(count) if row not in self.refused] if self.refused else range(count)
-        usual = wire.read(self.joined, self.start, self.end, self.options.with_firmware)
+        usual = wire.read(self.stretch.joined, self.stretch.start, self.stretch.end, self.options.with_firmware)
         self.device_ids = usual.device_ids
         self.firmware = usual.firmware
         if usual.fits.all():
@@ -127,11 +144,11 @@ class _Draft:
 
     def _special_rows(self) -> set[int]:
         """Rows whose bytes hold a tag of `origin` or `control`; now and then another field's bytes look like one."""
-        byte = np.frombuffer(self.joined, dtype=np.uint8)
+        byte = np.frombuffer(self.stretch.joined, dtype=np.uint8)
         at = np.flatnonzero(byte[1:] == SPECIAL_TAGS[0][1])
         at = at[(byte[at] == SPECIAL_TAGS[0][0]) | (byte[at] == SPECIAL_TAGS[1][0])]
-        row = np.searchsorted(self.end, at, side="right")
-        inside = at + 1 < self.end[row]
+        row = np.searchsorted(self.stretch.end, at, side="right")
+        inside = at + 1 < self.stretch.end[row]
         return set(row[inside].tolist())
 
     def _json_texts(self, rows: Sequence[int], special: set[int]) -> dict[int, bytes]:
@@ -145,7 +162,7 @@ class _Draft:
             return {
                 row: data[row] if text is None else text for row, text in texts.items() if text or row not in special
             }
-        may_be = decode_json.may_be_text(self.joined, self.start, self.length)
+        may_be = decode_json.may_be_text(self.stretch.joined, self.stretch.start, self.stretch.length)
         candidates = np.flatnonzero(may_be).tolist()
         if len(rows) < len(data):
             candidates = sorted(set(candidates).intersection(rows))
@@ -236,9 +253,9 @@ class _Draft:
         if not all(self.device_ids):
             for row in self._standing([row for row, device_id in enumerate(self.device_ids) if not device_id]):
                 self._judge_device_id(row)
-        for row in self._standing(np.flatnonzero(self.length > refusal.DEVICE_ID_BYTES_MAX).tolist()):
+        for row in self._standing(np.flatnonzero(self.stretch.length > refusal.DEVICE_ID_BYTES_MAX).tolist()):
             self._judge_device_id(row)
-        for row in self._standing(np.flatnonzero(self.length > refusal.STRING_BYTES_MAX).tolist()):
+        for row in self._standing(np.flatnonzero(self.stretch.length > refusal.STRING_BYTES_MAX).tolist()):
             if row not in self.controls:
                 self._judge_payload(row)
 
