@@ -1,6 +1,6 @@
 """Keys and values of a partition's LMDB databases: bytes from values, and back.
 
-    twins          MD5(device id) + device id → row, [extra], [marker + telemetry]
+    twins          MD5(device id) + device id → common part of the row, marker, [rare part], [extra], [telemetry]
     outbox         number (u64) → effect
     dead_letters   number (u64) → dead letter
     offline_index  last_arrival_ms (u64) + twin key → nothing
@@ -25,20 +25,27 @@ from fleet_model import hashing, partition
 from fleet_worker.core import commits, effects, records, twins
 
 DIGEST_BYTES = 16
-ROW_BYTES = twins.TWIN_DTYPE.itemsize
 EXTRA_BYTES = twins.EXTRA_DTYPE.itemsize
-ROW_VOID = np.dtype((np.void, ROW_BYTES))
 DIGEST_VOID = np.dtype((np.void, DIGEST_BYTES))
 NUMBER_BYTES = 8
 
-WHOLE = b"\x00"
-"""Marker: the telemetry follows as it came."""
-WITHOUT_ID = b"\x01"
-"""Marker: the telemetry follows without its first field, tag + length + the key's device id."""
-FIRST_FIELDS = [b"\x0a" + bytes([length]) for length in range(128)]
-"""Tag and length of Telemetry.device_id by the id's byte length; longer ids are left where they are."""
+ROW_BYTES = twins.TWIN_DTYPE.itemsize
+RARE_FIELDS = ("late_last_ms", "late", "late_span_ms", "spare")
+"""Fields that are zero in most rows; they are stored only where one of them isn't."""
+NO_TELEMETRY, WHOLE, WITHOUT_ID = range(3)
+"""The marker's lower bits: no telemetry is kept; it follows as it came; it follows without its first field, which the
+key repeats."""
+HAS_RARE = 16
+HAS_EXTRA = 32
+MARKER_BITS = 63
 ID_BYTES_MAX = 256
 """As decoding allows; it keeps keys below LMDB's 511 bytes."""
+DEVICE_ID_TAG = b"\x0a"
+FIRST_FIELDS = [
+    DEVICE_ID_TAG + (bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7]))
+    for length in range(ID_BYTES_MAX + 1)
+]
+"""Tag and length of Telemetry.device_id, canonically encoded, by the id's length in bytes."""
 
 
 class CodecError(ValueError):
@@ -64,75 +71,140 @@ def device_id_of(key: bytes) -> str:
     return key[DIGEST_BYTES:].decode()
 
 
-def telemetry_tail(key: bytes, telemetry: bytes) -> bytes:
-    """The stored form of a raw Telemetry."""
-    device_id = key[DIGEST_BYTES:]
-    if len(device_id) < 128 and telemetry.startswith(FIRST_FIELDS[len(device_id)] + device_id):
-        return WITHOUT_ID + telemetry[2 + len(device_id) :]
-    return WHOLE + telemetry
+def pack_telemetry(device_ids: Iterable[str], telemetry: list[bytes]) -> tuple[NDArray[np.uint8], list[bytes]]:
+    """The stored form of n raw Telemetry messages: their (n,) markers and the bytes that follow."""
+    encoded = list(map(str.encode, device_ids))
+    first_fields = map(operator.add, map(FIRST_FIELDS.__getitem__, map(len, encoded)), encoded)
+    rests = list(map(bytes.removeprefix, telemetry, first_fields))
+    shortened = _lengths(rests) != _lengths(telemetry)
+    return np.where(shortened, np.uint8(WITHOUT_ID), np.uint8(WHOLE)), rests
 
 
-def tail_telemetry(key: bytes, tail: bytes) -> bytes | None:
-    """The raw Telemetry of a stored tail; None when there is none."""
-    if not tail:
-        return None
-    if tail[:1] == WITHOUT_ID:
+def unpack_telemetry(key: bytes, marker: int, rest: bytes) -> bytes | None:
+    """The raw Telemetry of one twin; None when none is kept."""
+    form = marker & ~(HAS_RARE | HAS_EXTRA)
+    if form == WITHOUT_ID:
         device_id = key[DIGEST_BYTES:]
-        return FIRST_FIELDS[len(device_id)] + device_id + tail[1:]
-    if tail[:1] == WHOLE:
-        return tail[1:]
-    raise CodecError(f"telemetry of {device_id_of(key)!r} has the unknown marker {tail[0]}")
+        return FIRST_FIELDS[len(device_id)] + device_id + rest
+    if form == WHOLE:
+        return rest
+    if form != NO_TELEMETRY:
+        raise CodecError(f"the telemetry of {device_id_of(key)!r} has the unknown marker {marker}")
+    return None
 
 
-def tail_of(key: bytes, value: bytes) -> bytes:
-    """What follows the row (and its extra) in a stored value."""
-    if len(value) < ROW_BYTES:
-        raise CodecError(f"twin {device_id_of(key)!r} has {len(value)} bytes, less than a row's {ROW_BYTES}")
-    flags_at = FLAGS_OFFSET
-    flags = int.from_bytes(value[flags_at : flags_at + 2], "little")
-    start = ROW_BYTES + EXTRA_BYTES if flags & twins.Flag.EXTRA else ROW_BYTES
-    if len(value) < start:
-        raise CodecError(f"twin {device_id_of(key)!r} has {len(value)} bytes, its extra is cut off")
-    return value[start:]
+def _byte_runs(names: Iterable[str]) -> list[slice]:
+    """Where the fields lie in a row, neighbours as one slice."""
+    runs: list[slice] = []
+    for name in names:
+        start = twins.TWIN_DTYPE.fields[name][1]  # type: ignore[index]
+        stop = start + twins.TWIN_DTYPE[name].itemsize
+        if runs and runs[-1].stop == start:
+            start = runs.pop().start
+        runs.append(slice(start, stop))
+    return runs
 
 
-def _flags_offset() -> int:
-    fields = twins.TWIN_DTYPE.fields
-    assert fields is not None
-    dtype, offset = fields["flags"][:2]
-    assert dtype == np.dtype("<u2"), "tail_of reads the flags as two little-endian bytes"
-    return int(offset)
+def _places(runs: Iterable[slice]) -> list[tuple[slice, slice]]:
+    """For each run in a row, where it goes when the runs are packed."""
+    packed, places = 0, []
+    for run in runs:
+        places.append((run, slice(packed, packed + run.stop - run.start)))
+        packed += run.stop - run.start
+    return places
 
 
-FLAGS_OFFSET = _flags_offset()
+_names = twins.TWIN_DTYPE.names or ()
+COMMON_PLACES = _places(_byte_runs([name for name in _names if name not in RARE_FIELDS]))
+RARE_PLACES = _places(_byte_runs([name for name in _names if name in RARE_FIELDS]))
+MARKER_AT = COMMON_PLACES[-1][1].stop
+FIXED_BYTES = MARKER_AT + 1
+FIXED_VOID = np.dtype((np.void, FIXED_BYTES))
+RARE_BYTES = RARE_PLACES[-1][1].stop
 
 
-def twin_values(keys: list[bytes], rows: NDArray[np.void], extras: dict[int, bytes], tails: list[bytes]) -> list[bytes]:
-    """Values of n twins; tails as telemetry_tail makes them, b"" for none."""
-    heads: list[bytes] = np.ascontiguousarray(rows).view(ROW_VOID).tolist()
-    for index in np.flatnonzero(rows["flags"] & twins.Flag.EXTRA).tolist():
+def twin_values(
+    rows: NDArray[np.void], extras: dict[int, bytes], markers: NDArray[np.uint8], rests: list[bytes]
+) -> list[bytes]:
+    """Values of n twins. extras: index → EXTRA_DTYPE bytes, for the rows with Flag.EXTRA."""
+    row_bytes = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), ROW_BYTES)
+    rare = np.empty((len(rows), RARE_BYTES), dtype=np.uint8)
+    for run, place in RARE_PLACES:
+        rare[:, place] = row_bytes[:, run]
+    has_rare = rare.any(axis=1)
+    has_extra = (rows["flags"] & twins.Flag.EXTRA) != 0
+    fixed = np.empty((len(rows), FIXED_BYTES), dtype=np.uint8)
+    for run, place in COMMON_PLACES:
+        fixed[:, place] = row_bytes[:, run]
+    fixed[:, MARKER_AT] = markers | has_rare * np.uint8(HAS_RARE) | has_extra * np.uint8(HAS_EXTRA)
+    heads: list[Any] = fixed.view(FIXED_VOID).ravel().tolist()
+    for index in np.flatnonzero(has_rare).tolist():
+        heads[index] += rare[index].tobytes()
+    for index in np.flatnonzero(has_extra).tolist():
         extra = extras[index]
-        assert len(extra) == EXTRA_BYTES, f"{device_id_of(keys[index])}: {len(extra)} bytes of extra"
+        assert len(extra) == EXTRA_BYTES, f"{len(extra)} bytes of extra"
         heads[index] += extra
-    return list(map(operator.add, heads, tails))
+    return list(map(operator.add, heads, rests))
 
 
-def twin_rows(pairs: Sequence[tuple[bytes, bytes]]) -> commits.TwinRows:
-    """Rows of stored pairs, telemetry left out."""
+def split_values(values: Sequence[bytes]) -> tuple[NDArray[np.void], dict[int, bytes], NDArray[np.uint8]]:
+    """Rows (writable), extras and markers of n stored values."""
+    joined = b"".join([value[:FIXED_BYTES] for value in values])
+    if len(joined) != len(values) * FIXED_BYTES:
+        raise CodecError(f"among {len(values)} twins one has less than {FIXED_BYTES} bytes")
+    fixed = np.frombuffer(joined, dtype=np.uint8).reshape(len(values), FIXED_BYTES)
+    row_bytes = np.zeros((len(values), ROW_BYTES), dtype=np.uint8)
+    for run, place in COMMON_PLACES:
+        row_bytes[:, run] = fixed[:, place]
+    markers = fixed[:, MARKER_AT]
+    if (markers > MARKER_BITS).any():
+        raise CodecError(f"among {len(values)} twins one has an unknown marker")
+    starts = _telemetry_starts(markers)
+    if (_lengths(values) < starts).any():
+        raise CodecError(f"among {len(values)} twins one is cut off")
+    for index in np.flatnonzero(markers & HAS_RARE).tolist():
+        rare = np.frombuffer(values[index], dtype=np.uint8, count=RARE_BYTES, offset=FIXED_BYTES)
+        for run, place in RARE_PLACES:
+            row_bytes[index, run] = rare[place]
+    with_extra = np.flatnonzero(markers & HAS_EXTRA)
+    extras = {
+        index: values[index][start - EXTRA_BYTES : start]
+        for index, start in zip(with_extra.tolist(), starts[with_extra].tolist(), strict=True)
+    }
+    return row_bytes.view(twins.TWIN_DTYPE).ravel(), extras, markers
+
+
+def split_telemetry(values: Sequence[bytes]) -> tuple[NDArray[np.uint8], list[bytes]]:
+    """Telemetry markers and packed telemetry of n stored values."""
+    _, _, markers = split_values(values)
+    starts = _telemetry_starts(markers).tolist()
+    forms = markers & np.uint8(MARKER_BITS & ~(HAS_RARE | HAS_EXTRA))
+    return forms, [value[start:] for value, start in zip(values, starts, strict=True)]
+
+
+def _telemetry_starts(markers: NDArray[np.uint8]) -> NDArray[np.int64]:
+    starts = np.full(len(markers), FIXED_BYTES, dtype=np.int64)
+    starts[(markers & HAS_RARE) != 0] += RARE_BYTES
+    starts[(markers & HAS_EXTRA) != 0] += EXTRA_BYTES
+    return starts
+
+
+def twin_rows(pairs: Sequence[tuple[bytes, bytes]], *, with_telemetry: bool = False) -> commits.TwinRows:
+    """Rows of stored (key, value) pairs."""
     keys = [pair[0] for pair in pairs]
-    joined = bytearray().join([pair[1][:ROW_BYTES] for pair in pairs])
-    if len(joined) != len(pairs) * ROW_BYTES:
-        raise CodecError(f"among {len(pairs)} twins one has less than a row's {ROW_BYTES} bytes")
-    rows = np.frombuffer(joined, dtype=twins.TWIN_DTYPE)
-    extras = {}
-    for index in np.flatnonzero(rows["flags"] & twins.Flag.EXTRA).tolist():
-        extra = pairs[index][1][ROW_BYTES : ROW_BYTES + EXTRA_BYTES]
-        if len(extra) != EXTRA_BYTES:
-            raise CodecError(f"twin {device_id_of(keys[index])!r}: its extra is cut off")
-        extras[index] = extra
+    values = [pair[1] for pair in pairs]
+    rows, extras, _ = split_values(values)
     digests = np.frombuffer(bytearray().join([key[:DIGEST_BYTES] for key in keys]), dtype=DIGEST_VOID)
-    device_ids = [str(key[DIGEST_BYTES:], "utf-8") for key in keys]
-    return commits.TwinRows(digests, device_ids, rows, extras, [None] * len(pairs))
+    device_ids = [key[DIGEST_BYTES:].decode() for key in keys]
+    telemetry: list[bytes | None] = [None] * len(keys)
+    if with_telemetry:
+        markers, rests = split_telemetry(values)
+        telemetry = list(map(unpack_telemetry, keys, markers.tolist(), rests))
+    return commits.TwinRows(digests, device_ids, rows, extras, telemetry)
+
+
+def _lengths(parts: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
 
 
 def number_key(number: int) -> bytes:

@@ -28,6 +28,13 @@ FULL_BELOW_BYTES = 16 * 2**20
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+RETAINED_BYTES_MAX = 4 * 2**20
+"""LMDB keeps the memory of its largest transaction's changed pages until the environment is closed; beyond this it is
+closed after the commit and opened again, which costs some milliseconds."""
+PAGE_BYTES = 4096
+RESTED_PAGES_MIN = 256
+
+
 class Environment:
     """An open environment with its named databases."""
 
@@ -36,50 +43,82 @@ class Environment:
         self.path = path
         self._storage = storage
         self._guard = threading.Lock()
-        self._readers = 0
-        with self._our_errors("opening"):
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                reserve_lock_file(path)
-            except OSError as error:
-                raise our_error(error, path, "opening") from error
-            self._open()
+        self._in_use = 0
+        self._environment: lmdb.Environment | None = None
+        self._changed_pages = 0
+        self._changed_pages_max = 0
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            reserve_lock_file(path)
+        except OSError as error:
+            raise our_error(error, path, "opening") from error
+        with self._our_errors("opening"), self._opened():
+            pass
+        # Held as long as the store, so that no failed write of the kernel's goes unreported between two openings.
+        self._data = os.open(path / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _open(self) -> None:
-        self._environment = lmdb.open(
-            str(self.path),
-            map_size=self._storage.map_size_bytes,
-            sync=self._storage.sync is spec.Sync.COMMIT,
-            max_dbs=len(DATABASES),
-            max_readers=READERS_MAX,
-        )
-        self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta = (
-            self._environment.open_db(name.encode()) for name in DATABASES
-        )
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[lmdb.Environment]:
+        """The environment, opened when it isn't, and not closed meanwhile."""
+        with self._guard:
+            if self._environment is None:
+                self._environment = lmdb.open(
+                    str(self.path),
+                    map_size=self._storage.map_size_bytes,
+                    sync=self._storage.sync is spec.Sync.COMMIT,
+                    max_dbs=len(DATABASES),
+                    max_readers=READERS_MAX,
+                )
+                self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta = (
+                    self._environment.open_db(name.encode()) for name in DATABASES
+                )
+            self._in_use += 1
+        try:
+            yield self._environment
+        finally:
+            with self._guard:
+                self._in_use -= 1
 
     @contextlib.contextmanager
     def read(self) -> Iterator[lmdb.Transaction[bytes]]:
         """A read transaction. Keep it short: pages freed meanwhile can't be used again, and the file grows."""
-        with self._guard:
-            self._readers += 1
-        try:
-            with self._our_errors("reading"), self._environment.begin() as transaction:
-                yield transaction
-        finally:
-            with self._guard:
-                self._readers -= 1
+        with self._our_errors("reading"), self._opened() as environment, environment.begin() as transaction:
+            yield transaction
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[lmdb.Transaction[bytes]]:
-        """A write transaction: committed at the end of the block, or nothing of it when anything raises."""
-        with self._our_errors("committing"), self._environment.begin(write=True) as transaction:
-            yield transaction
+    def write(self, twins_changed: int) -> Iterator[lmdb.Transaction[bytes]]:
+        """A write transaction: committed at the end of the block, or nothing of it when anything raises. twins_changed:
+        about how many, which tells what the transaction costs in pages."""
+        with self._our_errors("committing"), self._opened() as environment:
+            self._let_pages_rest(environment, twins_changed)
+            with environment.begin(write=True) as transaction:
+                yield transaction
+                statistics = transaction.stat(self.twins)
+            self._changed_pages = min(twins_changed, statistics["leaf_pages"] + statistics["branch_pages"])
+        self._changed_pages_max = max(self._changed_pages_max, self._changed_pages)
+        self._give_memory_back()
+
+    def _let_pages_rest(self, environment: lmdb.Environment, twins_changed: int) -> None:
+        """A tiny transaction between two large ones. LMDB uses the pages that a transaction freed again only in the next
+        but one, so without it a store that rewrites most of itself each time keeps three copies of every page, not two.
+        Not when each commit has its fsync: that would double them."""
+        small = min(self._changed_pages, twins_changed) < RESTED_PAGES_MIN
+        if small or self._storage.sync is spec.Sync.COMMIT:
+            return
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"rested", str(transaction.id()).encode(), db=self.meta)
+
+    def _give_memory_back(self) -> None:
+        with self._guard:
+            if self._in_use == 0 and self._changed_pages_max * PAGE_BYTES > RETAINED_BYTES_MAX:
+                self._close()
+                self._changed_pages_max = 0
 
     def sync(self) -> None:
         """fsync. Raises StoreBrokenError: after a failed one nobody knows which pages are on disk."""
         try:
-            self._environment.sync(True)
-        except lmdb.Error as error:
+            os.fdatasync(self._data)
+        except OSError as error:
             raise errors.StoreBrokenError(
                 f"{self.path}: fsync failed ({error}): the twins on this disk can't be trusted any more. "
                 f"Check the volume; the partition is restored from its checkpoint and replayed."
@@ -87,10 +126,33 @@ class Environment:
 
     def check_readers(self) -> int:
         """Frees reader slots of dead processes, which would keep old pages for ever. Returns how many there were."""
-        return self._environment.reader_check()
+        with self._our_errors("checking readers"), self._opened() as environment:
+            return environment.reader_check()
+
+    def figures(self) -> tuple[int, int]:
+        """(bytes of the pages in use, bytes the file takes on disk)."""
+        with self.read() as transaction:
+            pages = sum(
+                statistics["leaf_pages"] + statistics["branch_pages"] + statistics["overflow_pages"]
+                for statistics in map(
+                    transaction.stat, (self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta)
+                )
+            )
+        return pages * PAGE_BYTES, os.fstat(self._data).st_blocks * 512
 
     def close(self) -> None:
-        self._environment.close()
+        """Idempotent. No transaction may be open."""
+        with self._guard:
+            assert self._in_use == 0, f"{self.path}: closed while in use"
+            if self._data >= 0:
+                os.close(self._data)
+                self._data = -1
+            self._close()
+
+    def _close(self) -> None:
+        if self._environment is not None:
+            self._environment.close()
+            self._environment = None
 
     @contextlib.contextmanager
     def _our_errors(self, doing: str) -> Iterator[None]:

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lmdb
+import numpy as np
+from numpy.typing import NDArray
 
 from fleet_model import hashing, partition, spec
 from fleet_worker import errors
@@ -26,7 +28,7 @@ from fleet_worker.core import commits, effects, records, twins
 DEAD_LETTERS_MAX = 10_000
 DEAD_LETTER_BYTES_MAX = 64 * 2**20
 """Bytes of kept dead letters, keys and values; the oldest go first."""
-SLICE_ROWS = lmdb_snapshot.SLICE_ROWS
+SLICE_ROWS = lmdb_snapshot.CHUNK_ROWS
 
 
 class LmdbTwinStore:
@@ -72,7 +74,7 @@ class LmdbTwinStore:
         marks.leave_opened(folder, boot_id, spec.Sync.INTERVAL)
         environment = lmdb_environment.Environment(path, settings)
         environment.check_readers()
-        with environment.write() as transaction:
+        with environment.write(twins_changed=0) as transaction:
             transaction.put(b"identity", lmdb_codec.encode_identity(identity), db=environment.meta)
             transaction.put(b"row_version", str(twins.ROW_VERSION).encode(), db=environment.meta)
         if settings.sync is spec.Sync.COMMIT:
@@ -96,14 +98,13 @@ class LmdbTwinStore:
 
     def scan(self, key_range: hashing.HashKeyRange | None = None) -> Iterator[commits.TwinRows]:
         """Each chunk is a snapshot of its own: what is committed in between may be seen. For one view, see snapshot."""
-        wanted = key_range or lmdb_snapshot.WHOLE_RANGE
         start = b""
         while True:
             with self.snapshot() as snapshot:
-                pairs = snapshot.pairs(start, wanted, lmdb_snapshot.CHUNK_ROWS)
-                if not pairs:
-                    return
+                pairs = snapshot.pairs(start, key_range or lmdb_snapshot.WHOLE_RANGE)
                 rows = lmdb_codec.twin_rows(pairs)
+            if not pairs:
+                return
             start = pairs[-1][0] + b"\0"
             del pairs
             yield rows
@@ -134,7 +135,8 @@ class LmdbTwinStore:
 
     def commit(self, commit: commits.Commit) -> None:
         self._check_usable()
-        with self._marking_broken(), self._environment.write() as transaction:
+        twins_changed = len(commit.twins.device_ids) + len(commit.deleted)
+        with self._marking_broken(), self._environment.write(twins_changed) as transaction:
             self._delete_twins(transaction, commit.deleted)
             self._put_twins(transaction, commit.twins)
             self._change_outbox(transaction, commit)
@@ -152,6 +154,11 @@ class LmdbTwinStore:
         """Frees the slots of readers whose process died. Returns how many; call it now and then."""
         self._check_usable()
         return self._environment.check_readers()
+
+    def figures(self) -> tuple[int, int]:
+        """(bytes of the pages in use, bytes the file takes on disk): the file keeps two versions of what changes."""
+        self._check_usable()
+        return self._environment.figures()
 
     def close(self) -> None:
         """Syncs, closes and leaves the mark; a store that broke is closed without it. Raises StoreBrokenError when the
@@ -196,8 +203,8 @@ class LmdbTwinStore:
             last = first + SLICE_ROWS
             keys = lmdb_codec.twin_keys(rows.digests[first:last], rows.device_ids[first:last])
             extras = {index - first: extra for index, extra in rows.extras.items() if first <= index < last}
-            tails = _tails(cursor, keys, rows.telemetry[first:last])
-            values = lmdb_codec.twin_values(keys, rows.rows[first:last], extras, tails)
+            packed = _packed_telemetry(cursor, keys, rows.device_ids[first:last], rows.telemetry[first:last])
+            values = lmdb_codec.twin_values(rows.rows[first:last], extras, *packed)
             cursor.putmulti(zip(keys, values, strict=True), append=first_of_all)
 
     def _change_outbox(self, transaction: lmdb.Transaction[bytes], commit: commits.Commit) -> None:
@@ -238,16 +245,22 @@ class LmdbTwinStore:
         transaction.cursor(index).putmulti([(key, b"") for key in added])
 
 
-def _tails(cursor: lmdb.Cursor[bytes], keys: list[bytes], telemetry: Sequence[bytes | None]) -> list[bytes]:
-    """What follows the rows: the new Telemetry or, where that is None, the stored one."""
-    unchanged = [key for key, raw in zip(keys, telemetry, strict=True) if raw is None]
-    stored: dict[bytes, bytes] = {}
-    if unchanged:
-        stored = {key: lmdb_codec.tail_of(key, value) for key, value in cursor.getmulti(unchanged)}
-    return [
-        stored.get(key, b"") if raw is None else lmdb_codec.telemetry_tail(key, raw)
-        for key, raw in zip(keys, telemetry, strict=True)
-    ]
+def _packed_telemetry(
+    cursor: lmdb.Cursor[bytes], keys: list[bytes], device_ids: list[str], telemetry: list[bytes | None]
+) -> tuple[NDArray[np.uint8], list[bytes]]:
+    """Markers and bytes of the new Telemetry or, where that is None, of the stored one."""
+    given = [raw for raw in telemetry if raw is not None]
+    if len(given) == len(telemetry):
+        return lmdb_codec.pack_telemetry(device_ids, given)
+    places = {key: place for place, (key, raw) in enumerate(zip(keys, telemetry, strict=True)) if raw is None}
+    markers, rests = lmdb_codec.pack_telemetry(device_ids, [raw or b"" for raw in telemetry])
+    markers[list(places.values())] = lmdb_codec.NO_TELEMETRY
+    stored = cursor.getmulti(places)
+    stored_markers, stored_rests = lmdb_codec.split_telemetry([value for _, value in stored])
+    for (key, _), marker, rest in zip(stored, stored_markers.tolist(), stored_rests, strict=True):
+        markers[places[key]] = marker
+        rests[places[key]] = rest
+    return markers, rests
 
 
 def _reason_unreadable(path: Path) -> str | None:
