@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import re
 
 import pytest
 
@@ -120,3 +122,19 @@ def test_a_refused_control_record_is_not_a_word_from_the_device() -> None:
         control(update_threshold={})
     assert caught.value.device_id == "device-7"
     assert not caught.value.heard
+
+
+MESSAGES_PAGE = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "messages.md"
+
+
+def test_the_examples_of_the_messages_page_are_accepted() -> None:
+    examples = re.findall(r"```json\n(.*?)```", MESSAGES_PAGE.read_text(), re.DOTALL)
+    sent = [decode_json.telemetry(example.encode()) for example in examples]
+    assert [example.WhichOneof("instruction") for example in (each.control for each in sent)] == [
+        None,
+        "update_threshold",
+        "clear_override",
+        "acknowledge",
+        "forget_device",
+    ]
+    assert sent[0].temperature_c == 75.0
