@@ -36,9 +36,11 @@ lint: setup ## format, lint, types, import rules, generated code up to date
 	@$(VENV)/bin/lint-imports
 	@VENV=$(VENV) scripts/proto.sh --check
 
-bench: setup ## the benchmarks, as tables and JSON lines (docs/benchmarks.md explains each number) [BENCH_ARGS=…]
-	@$(VENV)/bin/fleet-twin bench engine $(BENCH_ARGS)
-	@$(VENV)/bin/fleet-twin bench worker $(BENCH_ARGS)
+bench: setup ## the benchmarks on this machine, about ten minutes (docs/benchmarks.md) [BENCH_ARGS=--json]
+	@$(VENV)/bin/fleet-twin bench engine --devices 100000 --records 5000000 --cpu 0 $(BENCH_ARGS)
+	@$(VENV)/bin/fleet-twin bench engine --devices 1000000 --records 5000000 --cpu 0 $(BENCH_ARGS)
+	@$(VENV)/bin/fleet-twin bench worker --behind $(BENCH_ARGS)
+	@$(VENV)/bin/fleet-twin bench worker --rate 10000 --shards 10 --duration 120 $(BENCH_ARGS)
 
 proto: setup ## proto/fleet_proto anew from proto/*.proto
 	@VENV=$(VENV) scripts/proto.sh

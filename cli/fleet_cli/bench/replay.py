@@ -33,6 +33,7 @@ from fleet_worker import errors
 CAUGHT_UP_S_MAX = 900.0
 SETTLE_S = 10.0
 """After catching up: the commits of the backlog, and one whole interval of them as they are in rest."""
+MEASURED_S_MIN = 0.5
 ANSWER_S_MAX = 120.0
 STOP_S_MAX = 30.0
 POLL_S = 0.05
@@ -217,6 +218,8 @@ def behind(bench: Bench, found: list[tapes.Tape]) -> dict[str, Any]:
     cpu_s = kernel.cpu_s(pid) - begun_cpu_s
     wall_s = (ended["at_ms"] - begun["at_ms"]) / 1000
     records = ended["served"] - begun["served"]
+    if wall_s < MEASURED_S_MIN or not cpu_s:
+        raise BenchError(f"It was over in {wall_s:.2f} s, too soon to be measured: ask for more --records")
     anonymous_bytes = kernel.anonymous_bytes(pid)
     applied = wait_until_applied(bench, total)
     return {

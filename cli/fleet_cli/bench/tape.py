@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fleet_cli.simulator import devices, encoding, faults
 from fleet_model import hashing, partition
 
-FAULTS = faults.Shares(hot=0.002, drain=0.002)
+FAULTS = faults.Shares(hot=0.01, drain=0.005)
 """A few alerts, as a healthy fleet has them. Nobody is silent: the length of a benchmark decides how many would be found."""
 ARRIVAL_DELAY_MS = 80
 """From a device's sample to its arrival in Kinesis."""
