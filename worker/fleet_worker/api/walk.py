@@ -142,9 +142,7 @@ async def _window(
         stored, until = await _stored(partition, wanted, after, LOOSE_KEYS if loose else room)
     goal = LOOSE_KEYS if loose else room
     keys = await _table_keys(partition, wanted, after, until, goal)
-    if stored:
-        known = twin_table.slots
-        keys = sorted({*keys, *(key for key in stored if after < key <= until and key[1] not in known)})
+    keys = sorted({*keys, *(key for key in stored if after < key <= until)})
     if len(keys) > goal:
         keys = keys[:goal]
         until = keys[-1]
