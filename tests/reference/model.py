@@ -1,7 +1,7 @@
 """The rules page read aloud, one record at a time: the independent judge of the engine.
 
 Slow and obvious on purpose. Written from docs/reference/rules.md alone; it shares with the worker only the rules' frozen
-values (the input) and the documented constants. It never looks at how the engine does it, and nothing in the worker may
+values, which are its input; the constants are written down here once more, so that a slip there can't hide. It never looks at how the engine does it, and nothing in the worker may
 import it.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from fleet_model import partition, rules
 from fleet_proto import fleet_pb2
-from fleet_worker.core import twins as constants
 from tests.reference.words import (
     BATTERY,
     EVERY_RULE,
@@ -29,6 +28,13 @@ from tests.reference.words import (
     Twin,
 )
 
+STATISTICS_WINDOW_MS = 3_600_000
+HALF_WINDOW_MS = 1_800_000
+BATTERY_WINDOW_MS = 3_600_000
+HOLD_MS_MAX = 300_000
+LATE_RUN_RECORDS = 10
+LATE_RUN_SPAN_MS = 300_000
+OFFLINE_REPEATS_MAX = 24
 SKEW_MS_MAX = 300_000
 AHEAD_MS_MAX = 86_400_000
 COUNT_MAX = 2**32 - 1
@@ -201,7 +207,7 @@ class ReferenceFleet:
             self._hear(event, twin, arrival_ms, None if late else event.telemetry)
         if late:
             self._count_late(twin, time_ms)
-            if twin.late_run < constants.LATE_RUN_RECORDS or twin.late_span_ms < constants.LATE_RUN_SPAN_MS:
+            if twin.late_run < LATE_RUN_RECORDS or twin.late_span_ms < LATE_RUN_SPAN_MS:
                 return
             if was_forgotten:
                 self._hear(event, twin, arrival_ms, None)
@@ -240,12 +246,12 @@ class ReferenceFleet:
         first = twin.samples == 0
         joined = not first and not baseline
         step_ms = time_ms - twin.last_timestamp_ms if joined else 0
-        gap = step_ms > constants.HOLD_MS_MAX
+        gap = step_ms > HOLD_MS_MAX
         if gap:
             twin.gaps = min(twin.gaps + 1, 255)
-        weight_ms = min(step_ms, constants.HOLD_MS_MAX)
+        weight_ms = min(step_ms, HOLD_MS_MAX)
         twin.samples = min(twin.samples + 1, COUNT_MAX)
-        half = time_ms // constants.HALF_WINDOW_MS - twin.last_timestamp_ms // constants.HALF_WINDOW_MS
+        half = time_ms // HALF_WINDOW_MS - twin.last_timestamp_ms // HALF_WINDOW_MS
         for metric, value in enumerate(sample):
             self._statistics(twin, metric, value, first, weight_ms)
             self._extremes(twin, metric, value, half if joined else None)
@@ -259,9 +265,9 @@ class ReferenceFleet:
         if stretch_counts:
             drop = twin.battery_drop + (twin.last[1] - single(event.battery_pct))
             idle_ms = twin.battery_idle_ms + step_ms
-            if idle_ms > constants.BATTERY_WINDOW_MS:
-                drop *= constants.BATTERY_WINDOW_MS / idle_ms
-                idle_ms = constants.BATTERY_WINDOW_MS
+            if idle_ms > BATTERY_WINDOW_MS:
+                drop *= BATTERY_WINDOW_MS / idle_ms
+                idle_ms = BATTERY_WINDOW_MS
             twin.battery_drop = single(drop)
             twin.battery_idle_ms = idle_ms
         twin.late_run = twin.late_span_ms = twin.late_last_ms = 0
@@ -277,7 +283,7 @@ class ReferenceFleet:
             twin.mean[metric] = single(value)
             twin.variance[metric] = 0.0
             return
-        share = weight_ms / (constants.STATISTICS_WINDOW_MS + weight_ms)
+        share = weight_ms / (STATISTICS_WINDOW_MS + weight_ms)
         distance = value - twin.mean[metric]
         twin.variance[metric] = single((1 - share) * (twin.variance[metric] + share * distance * distance))
         twin.mean[metric] = single(twin.mean[metric] + share * distance)
@@ -386,7 +392,7 @@ class ReferenceFleet:
             if time_ms - twin.last_arrival_ms < silence_ms:
                 return
             if twin.open[OFFLINE] and (
-                twin.acknowledged[OFFLINE] or rule.repeat_interval_ms == 0 or repeats >= constants.OFFLINE_REPEATS_MAX
+                twin.acknowledged[OFFLINE] or rule.repeat_interval_ms == 0 or repeats >= OFFLINE_REPEATS_MAX
             ):
                 return
             twin.open[OFFLINE] = True
