@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from fleet_model import rules, sections, spec
+from fleet_model import patterns, rules, sections, spec
 
 _RULES: dict[str, type[Any]] = {
     "temperature": rules.TemperatureRule,
@@ -107,9 +106,9 @@ def _read_profile(section: sections.Section) -> rules.Profile:
     match: rules.Match = _read_fields(section.section("match"), rules.Match)
     if match.device_id_regex is not None:
         try:
-            re.compile(match.device_id_regex)
-        except (re.error, OverflowError, RecursionError) as error:
-            section.mistake("match.deviceIdRegex", f"is no regular expression that this Python's re takes: {error}")
+            patterns.check(match.device_id_regex)
+        except patterns.BadPatternError as error:
+            section.mistake("match.deviceIdRegex", f"is no regular expression that RE2 takes: {error}")
     profile = rules.Profile(name, match, _read_rules(section.section("rules")))
     section.finish()
     return profile

@@ -6,9 +6,7 @@ is null is absent and inherits; only `command` may be null to say "none". The me
 
 from __future__ import annotations
 
-import re
-
-from fleet_model import rules, sections
+from fleet_model import patterns, rules, sections
 
 PROFILES_MAX = 100
 REGEX_LENGTH_MAX = 512
@@ -69,9 +67,12 @@ def _read_match(section: sections.Section) -> rules.Match:
     regex = section.text("deviceIdRegex", DEVICE_ID_REGEX)
     if regex is not None:
         try:
-            re.compile(regex)
-        except (re.error, OverflowError, RecursionError) as error:
-            section.mistake("deviceIdRegex", f"is no regular expression that Python's re takes: {error}; mend it")
+            patterns.check(regex)
+        except patterns.BadPatternError as error:
+            section.mistake(
+                "deviceIdRegex",
+                f"is no regular expression that RE2 takes: {error}; mend it (RE2 has no look-around and no back-references)",
+            )
     firmware = section.text("firmware", FIRMWARE)
     section.finish()
     return rules.Match(prefix, regex, firmware)

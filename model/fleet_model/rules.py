@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import re
 from collections.abc import Sequence
+
+from fleet_model import patterns
 
 SEVERITIES = ("info", "warning", "critical")
 
@@ -88,7 +89,7 @@ class Rules:
 class Match:
     """Which devices a profile is for. Every field that is set must match; at least one is set.
 
-    device_id_regex matches the whole id (re.fullmatch).
+    device_id_regex matches the whole id.
     """
 
     device_id_prefix: str | None = None
@@ -98,7 +99,7 @@ class Match:
     def matches(self, device_id: str, firmware: str) -> bool:
         if self.device_id_prefix is not None and not device_id.startswith(self.device_id_prefix):
             return False
-        if self.device_id_regex is not None and re.fullmatch(self.device_id_regex, device_id) is None:
+        if self.device_id_regex is not None and not patterns.matches_whole(self.device_id_regex, device_id):
             return False
         return self.firmware is None or firmware == self.firmware
 
