@@ -92,6 +92,7 @@ class Elsewhere:
     worker: str
     epoch: int
     phase: str
+    message: str = ""
 
 
 class WorkerView(Protocol):
@@ -153,7 +154,7 @@ def owners(worker: WorkerView, key_range: hashing.HashKeyRange) -> list[Owner]:
         if entry.phase != SERVING_PHASE and entry.identity.hash_key_range.overlaps(key_range)
     ]
     known += [
-        Owner(entry.shard_id, entry.worker, entry.epoch, entry.phase)
+        Owner(entry.shard_id, entry.worker, entry.epoch, entry.phase, entry.message)
         for entry in worker.elsewhere()
         if entry.hash_key_range.overlaps(key_range)
     ]
