@@ -21,9 +21,8 @@ async def test_a_blocking_function_leaves_the_loop_free_and_its_answer_comes_bac
 
 
 async def test_an_error_in_a_thread_is_the_callers() -> None:
-    with clock.RealClock() as real:
-        with pytest.raises(ZeroDivisionError):
-            await real.in_thread(lambda: 1 // 0)
+    with clock.RealClock() as real, pytest.raises(ZeroDivisionError):
+        await real.in_thread(lambda: 1 // 0)
 
 
 async def test_no_more_threads_than_asked_for() -> None:

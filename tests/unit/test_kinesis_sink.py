@@ -28,7 +28,7 @@ STREAMS = spec.Streams(
 class World:
     """An in-memory Kinesis with every stream of a fleet, and each PutRecords call it gets."""
 
-    def __init__(self, *, enforce_quotas: bool = True, streams: spec.Streams = STREAMS) -> None:
+    def __init__(self, *, enforce_quotas: bool = True, streams: spec.Streams = STREAMS, seed: int = 5) -> None:
         self.clock = virtual_time.VirtualClock()
         self.fault: Callable[[memory_kinesis.Call], memory_kinesis.Fault] = memory_kinesis.no_faults
         self.puts: list[tuple[float, str, list[kinesis_api.PutRecord]]] = []
@@ -44,7 +44,7 @@ class World:
         self.kinesis = Recording(self.clock, lambda call: self.fault(call), enforce_quotas=enforce_quotas)
         for name in ("telemetry", "alerts", "commands", "dead-letters"):
             self.kinesis.create_stream(name, shards=2)
-        self.sink = kinesis_sink.KinesisSink(self.kinesis, streams, self.clock, random.Random(5))
+        self.sink = kinesis_sink.KinesisSink(self.kinesis, streams, self.clock, random.Random(seed))
 
     def stored(self, stream: str) -> dict[str, list[bytes]]:
         """What a stream has of each device, in order."""
@@ -204,6 +204,27 @@ def test_gives_up_after_thirty_seconds_and_says_nothing_of_the_rest() -> None:
     alert_times = [at for at, stream, _ in world.puts if stream == "alerts"]
     assert max(after - before for before, after in itertools.pairwise(alert_times)) <= 3.0
     assert [at for at, stream, _ in world.puts if stream == "commands"] == [0.0], "streams don't wait for each other"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_device_that_keeps_failing_does_not_prolong_the_time(seed: int) -> None:
+    """Others fill the time until shortly before its end, when the failing one would wait for longer than is left."""
+
+    async def scenario() -> tuple[kinesis_sink.Published, float]:
+        world = World(seed=seed)
+
+        def plan(call: memory_kinesis.Call) -> memory_kinesis.Fault:
+            put = world.puts[-1][2]
+            hot = [index for index, record in enumerate(put) if record.partition_key == "hot"]
+            return memory_kinesis.Fault(delay_s=1.0, failed=frozenset(hot))
+
+        world.fault = plan
+        entries = [entry(1, "hot"), *(entry(number, "cool") for number in range(2, 31))]
+        return await world.sink.publish(entries), world.clock.monotonic()
+
+    published, took_s = virtual_time.run(scenario())
+    assert published.acknowledged == list(range(2, 31))
+    assert took_s <= 30.0
 
 
 def test_a_call_that_hangs_is_given_up_when_the_time_is_up() -> None:

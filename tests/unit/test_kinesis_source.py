@@ -390,6 +390,18 @@ def test_a_split_shard_ends_with_its_last_records_and_names_its_children() -> No
     assert ranges[0].end + 1 == ranges[1].start
 
 
+def test_reading_beyond_the_end_is_a_bug() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.kinesis.split_shard(STREAM, SHARD)
+        source = world.open()
+        await source.read()
+        await source.read()
+
+    with pytest.raises(AssertionError, match="read to its end"):
+        virtual_time.run(scenario())
+
+
 def test_a_cancelled_read_loses_nothing_and_counts_against_the_quota() -> None:
     async def scenario() -> tuple[list[str], list[str], World]:
         world = World()
