@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 COMMIT_IDLE_S = 5.0
 """Caught up, changed rows wait this long for a commit, unless effects wait with them."""
 COMMIT_BEHIND_S = 1.0
+CAUGHT_UP_MS = 2_000
+"""A partition this close to its shard's end counts as caught up: its alerts don't wait for company."""
 COMMIT_CLOCK_S = 30.0
 """With nothing else to commit, the partition clock is."""
 RECORDS_A_COMMIT_MAX = 200_000
@@ -146,7 +148,7 @@ class PartitionPipeline:
         self._lag_ms = batch.millis_behind
         self._told.set_lag(batch.millis_behind)
         self._told.intake_bytes.inc(batch.size_bytes)
-        self._is_behind = batch.millis_behind > 0
+        self._is_behind = batch.millis_behind > CAUGHT_UP_MS
         if not batch.shard_ended:
             self._reading = asyncio.create_task(self._source.read())  # the next answer travels while this one is judged
         return batch

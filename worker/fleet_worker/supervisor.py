@@ -77,6 +77,7 @@ class Supervisor:
         """Until `stop` is set and every partition has drained."""
         async with asyncio.TaskGroup() as tasks:
             while not stop.is_set():
+                self._shards_changed.clear()
                 try:
                     shards = await self._local.ownership.owned()
                 except errors.FleetTwinError as error:
@@ -93,7 +94,6 @@ class Supervisor:
             self._is_stopping = True
 
     async def _shards_may_have_changed(self, stop: asyncio.Event) -> None:
-        self._shards_changed.clear()
         waiting = [asyncio.create_task(event.wait()) for event in (stop, self._shards_changed)]
         await asyncio.wait(waiting, timeout=SHARDS_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
