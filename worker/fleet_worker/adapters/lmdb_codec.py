@@ -223,6 +223,10 @@ def index_entry(key: bytes) -> tuple[int, str]:
     return key_number(key), device_id_of(key[NUMBER_BYTES:])
 
 
+def index_digest(key: bytes) -> bytes:
+    return key[NUMBER_BYTES : NUMBER_BYTES + DIGEST_BYTES]
+
+
 def encode_state(state: commits.PartitionState) -> bytes:
     fields = dataclasses.asdict(state)
     return orjson.dumps(fields)

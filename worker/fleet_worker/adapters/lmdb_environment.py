@@ -79,6 +79,10 @@ class Environment:
             with self._guard:
                 self._in_use -= 1
 
+    def contents(self) -> tuple[lmdb._Database, ...]:
+        """The databases that hold a partition's data, meta apart. Only inside a transaction: the handles change."""
+        return self.twins, self.outbox, self.dead_letters, self.offline_index
+
     @contextlib.contextmanager
     def read(self) -> Iterator[lmdb.Transaction[bytes]]:
         """A read transaction. Keep it short: pages freed meanwhile can't be used again, and the file grows."""
@@ -134,9 +138,7 @@ class Environment:
         with self.read() as transaction:
             pages = sum(
                 statistics["leaf_pages"] + statistics["branch_pages"] + statistics["overflow_pages"]
-                for statistics in map(
-                    transaction.stat, (self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta)
-                )
+                for statistics in map(transaction.stat, (*self.contents(), self.meta))
             )
         return pages * PAGE_BYTES, os.fstat(self._data).st_blocks * 512
 

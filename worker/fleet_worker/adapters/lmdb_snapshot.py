@@ -99,3 +99,10 @@ class LmdbSnapshot:
                 break
             found.append(entry)
         return found
+
+    def index_keys(self, start: bytes) -> list[bytes]:
+        """The offline index's next keys from `start` on, as stored, at most CHUNK_ROWS."""
+        cursor = self._transaction.cursor(self._environment.offline_index)
+        if not cursor.set_range(start):
+            return []
+        return list(itertools.islice(cursor.iternext(keys=True, values=False), CHUNK_ROWS))

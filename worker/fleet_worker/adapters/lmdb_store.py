@@ -12,6 +12,7 @@ supervisor restores and replays. One writer; reads may come from other threads a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from fleet_worker.core import commits, effects, records, twins
 DEAD_LETTERS_MAX = 10_000
 DEAD_LETTER_BYTES_MAX = 64 * 2**20
 """Bytes of kept dead letters, keys and values; the oldest go first."""
+COPY_ROWS = 20_000
+"""Twins of one transaction of a copy: about 5 MB of changed pages."""
 SLICE_ROWS = lmdb_snapshot.CHUNK_ROWS
 
 
@@ -70,13 +73,13 @@ class LmdbTwinStore:
                 _check_contents(path, identity)
             else:
                 _move_aside(folder, path)
+        if not path.exists():
+            marks.clear(folder)
         # Until its first own fsync this environment may hold pages that an earlier run left to the kernel.
         marks.leave_opened(folder, boot_id, spec.Sync.INTERVAL)
         environment = lmdb_environment.Environment(path, settings)
         environment.check_readers()
-        with environment.write(twins_changed=0) as transaction:
-            transaction.put(b"identity", lmdb_codec.encode_identity(identity), db=environment.meta)
-            transaction.put(b"row_version", str(twins.ROW_VERSION).encode(), db=environment.meta)
+        _sign(environment, identity)
         if settings.sync is spec.Sync.COMMIT:
             environment.sync()
             marks.leave_opened(folder, boot_id, spec.Sync.COMMIT)
@@ -145,6 +148,42 @@ class LmdbTwinStore:
             transaction.put(b"state", lmdb_codec.encode_state(commit.state), db=self._environment.meta)
         self._state = commit.state
 
+    def clear(self) -> None:
+        """Drops everything but the state and the identity."""
+        self._check_usable()
+        with self._marking_broken(), self._environment.write(twins_changed=0) as transaction:
+            for database in self._environment.contents():
+                transaction.drop(database, delete=False)
+            transaction.delete(b"dead_letter_bytes", db=self._environment.meta)
+
+    def load(self, source: LmdbTwinStore, key_range: hashing.HashKeyRange) -> None:
+        """Adds another store's twins and offline index entries of the range, all beyond those that are here, as stored, in
+        transactions of bounded size."""
+        start = b""
+        while pairs := source.pairs(start, key_range):
+            with self._marking_broken(), self._environment.write(len(pairs)) as transaction:
+                transaction.cursor(self._environment.twins).putmulti(pairs, append=True)
+            start = pairs[-1][0] + b"\0"
+        start = b""
+        while True:
+            with source.snapshot() as snapshot:
+                keys = snapshot.index_keys(start)
+            if not keys:
+                return
+            inside = [(key, b"") for key in keys if key_range.contains_digest(lmdb_codec.index_digest(key))]
+            with self._marking_broken(), self._environment.write(len(inside)) as transaction:
+                transaction.cursor(self._environment.offline_index).putmulti(inside)
+            start = keys[-1] + b"\0"
+
+    def pairs(self, start: bytes, key_range: hashing.HashKeyRange) -> lmdb_snapshot.Pairs:
+        """Keys and values of the range's next twins from the key `start` on, as stored."""
+        pairs: lmdb_snapshot.Pairs = []
+        with self.snapshot() as snapshot:
+            while len(pairs) < COPY_ROWS and (more := snapshot.pairs(start, key_range)):
+                pairs += more
+                start = pairs[-1][0] + b"\0"
+        return pairs
+
     def sync(self) -> None:
         self._check_usable()
         with self._marking_broken():
@@ -187,7 +226,8 @@ class LmdbTwinStore:
             yield
         except errors.StoreBrokenError as error:
             self._unusable = str(error)
-            with contextlib.suppress(OSError):  # The disk may be gone; the error that is raised says so already.
+            # The disk may be gone; the error that is raised says so already.
+            with contextlib.suppress(OSError, errors.FleetTwinError):
                 marks.leave_broken(self.folder, str(error))
             raise
 
@@ -245,6 +285,34 @@ class LmdbTwinStore:
         transaction.cursor(index).putmulti([(key, b"") for key in added])
 
 
+def copy_range(
+    child: LmdbTwinStore,
+    parents: Sequence[LmdbTwinStore],
+    key_range: hashing.HashKeyRange,
+    state: commits.PartitionState,
+) -> None:
+    """Fills a child's store, after a split or merge, with the parents' twins of its range: rows, telemetry, offline index
+    and, numbered anew, effects that are still in an outbox. The state is written last, with outbox_next raised where
+    needed: until then the child's state is empty, and whatever an interrupted copy left is dropped by the next one.
+
+    The parents' own ranges must not overlap. Raises DiskFullError, StoreBrokenError (of any of the stores).
+    """
+    assert child.state == commits.PartitionState(), f"{child.folder}: has begun already"
+    child.clear()
+    inherited: list[effects.Effect] = []
+    for parent in sorted(parents, key=lambda store: store.identity.hash_key_range.start):
+        own = parent.identity.hash_key_range
+        if own.overlaps(key_range):
+            shared = hashing.HashKeyRange(max(own.start, key_range.start), min(own.end, key_range.end))
+            child.load(parent, shared)
+            inherited += [
+                entry.effect for entry in parent.outbox() if hashing.hash_key(entry.effect.partition_key) in shared
+            ]
+    entries = [effects.OutboxEntry(number, effect) for number, effect in enumerate(inherited, start=1)]
+    state = dataclasses.replace(state, outbox_next=max(state.outbox_next, len(entries) + 1))
+    child.commit(commits.Commit(state, commits.no_rows(), [], entries, [], [], [], []))
+
+
 def _packed_telemetry(
     cursor: lmdb.Cursor[bytes], keys: list[bytes], device_ids: list[str], telemetry: list[bytes | None]
 ) -> tuple[NDArray[np.uint8], list[bytes]]:
@@ -300,10 +368,19 @@ def _check_contents(path: Path, identity: partition.PartitionIdentity) -> None:
         )
 
 
+def _sign(environment: lmdb_environment.Environment, identity: partition.PartitionIdentity) -> None:
+    """Writes identity and row version into a new environment."""
+    with environment.read() as transaction:
+        if transaction.get(b"identity", db=environment.meta) is not None:
+            return
+    with environment.write(twins_changed=0) as transaction:
+        transaction.put(b"identity", lmdb_codec.encode_identity(identity), db=environment.meta)
+        transaction.put(b"row_version", str(twins.ROW_VERSION).encode(), db=environment.meta)
+
+
 def _move_aside(folder: Path, path: Path) -> None:
     """Keeps the unfit environment for a look, at most one."""
     kept = folder / "discarded"
     if kept.exists():
         shutil.rmtree(kept)
     path.rename(kept)
-    marks.clear(folder)

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 from fleet_model import spec
+from fleet_worker.adapters import durable
 
 OPENED = "opened"
 CLOSED = "closed"
@@ -42,9 +43,11 @@ def reason_against(folder: Path, boot_id: str) -> str | None:
 def leave_opened(folder: Path, boot_id: str, sync: spec.Sync) -> None:
     """Says, durably, that the environment is in use and by whom; from here on only this boot may trust it."""
     opened = json.dumps({"boot_id": boot_id, "sync": str(sync)}).encode()
-    write_durably(folder / OPENED, opened)
+    path = folder / OPENED
+    if not path.exists() or path.read_bytes() != opened:  # A full disk must not keep a restarted process out.
+        durable.replace(path, opened)
     (folder / CLOSED).unlink(missing_ok=True)
-    sync_folder(folder)
+    durable.sync_folder(folder)
 
 
 def leave_closed(folder: Path) -> None:
@@ -54,43 +57,21 @@ def leave_closed(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    sync_folder(folder)
+    durable.sync_folder(folder)
 
 
 def leave_broken(folder: Path, reason: str) -> None:
     """Says that the environment must be thrown away. Both marks alone suffice, since the disk may be failing: without
-    OPENED nobody trusts the environment either. Raises OSError when neither could be left."""
+    OPENED nobody trusts the environment either. Raises OSError or FleetTwinError when one couldn't be left."""
     try:
         (folder / OPENED).unlink(missing_ok=True)
-        sync_folder(folder)
+        durable.sync_folder(folder)
     finally:
-        write_durably(folder / BROKEN, reason.encode())
+        durable.replace(folder / BROKEN, reason.encode())
 
 
 def clear(folder: Path) -> None:
     """Forgets every mark, durably: for a folder whose environment has just been moved away."""
     for name in (OPENED, CLOSED, BROKEN):
         (folder / name).unlink(missing_ok=True)
-    sync_folder(folder)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replaces a small file as a whole: the old contents or the new ones, whatever happens."""
-    draft = path.with_name(path.name + ".new")
-    descriptor = os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    draft.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes creations, renames and removals in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync_folder(folder)
