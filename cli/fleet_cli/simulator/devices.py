@@ -28,7 +28,7 @@ WORLD_START_S = 8 * 3600.0
 """The world's clock at the start: eight in the morning UTC, whatever the wall says, so that a seed repeats."""
 
 _INERTIA_S = 60.0  # world time in which a device's temperature follows by 63 %
-_HEATING_S = 4.0  # real: a fault heats, and a cool_down cools, more quickly
+_HEATING_S = 20.0  # world time: a fault heats, and a cool_down cools, more quickly
 _LOAD_WARMTH_C = 14.0
 _BUSY_STRETCH_S, _IDLE_STRETCH_S = 180.0, 420.0
 _CHARGE_PER_H, _BUSY_DRAIN_PER_H = 60.0, 9.0
@@ -213,7 +213,8 @@ class Fleet:
         target = np.where(hot, self._limits.temperature_c[index] + self._fault_above_c[index], target)
         cooled = at_s < self._cooled_until_s[index]
         target = np.where(cooled, np.minimum(target, self._cool_target_c[index]), target)
-        inertia_s = np.where(hot | cooled, _HEATING_S, _INERTIA_S / self._settings.time_scale)
+        scale, interval_s = self._settings.time_scale, self._settings.interval_s
+        inertia_s = np.where(hot | cooled, max(_HEATING_S / scale, interval_s / 2.0), _INERTIA_S / scale)
         temperature = self._temperature[index]
         temperature += (target - temperature) * (1.0 - np.exp(-elapsed_s / inertia_s))
         self._temperature[index] = temperature

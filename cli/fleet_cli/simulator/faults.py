@@ -108,8 +108,15 @@ class Episodes:
 
 
 def episodes(generator: np.random.Generator, prone: Bools, period_s: float, length_s: Floats | float) -> Episodes:
-    """Episodes of about length_s (±20 %) each period_s (at least twice the length), first ones spread over a period."""
+    """Episodes of about length_s (±20 %) each period_s (at least twice the length).
+
+    The prone devices' first ones are spread evenly over a period, in an order of their own, so that few devices don't all
+    wait for the same moment.
+    """
     devices = len(prone)
     length = np.asarray(length_s) * generator.uniform(0.8, 1.2, devices)
     period = np.maximum(period_s * generator.uniform(0.8, 1.2, devices), 2.0 * length)
-    return Episodes(prone, period, length, generator.uniform(0.02, 0.9, devices) * period, np.zeros(devices))
+    turn = np.zeros(devices)
+    count = int(prone.sum())
+    turn[prone] = (generator.permutation(count) + generator.random(count)) / max(1, count)
+    return Episodes(prone, period, length, turn * period, np.zeros(devices))
