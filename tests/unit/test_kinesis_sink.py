@@ -206,6 +206,24 @@ def test_gives_up_after_thirty_seconds_and_says_nothing_of_the_rest() -> None:
     assert [at for at, stream, _ in world.puts if stream == "commands"] == [0.0], "streams don't wait for each other"
 
 
+def test_a_device_that_keeps_failing_is_tried_ever_more_rarely_while_others_go_on() -> None:
+    async def scenario() -> list[float]:
+        world = World()
+
+        def plan(call: memory_kinesis.Call) -> memory_kinesis.Fault:
+            put = world.puts[-1][2]
+            hot = [index for index, record in enumerate(put) if record.partition_key == "hot"]
+            return memory_kinesis.Fault(delay_s=0.02, failed=frozenset(hot))
+
+        world.fault = plan
+        await world.sink.publish([entry(1, "hot"), *(entry(number, "cool") for number in range(2, 1000))])
+        return [at for at, _, put in world.puts if any(record.partition_key == "hot" for record in put)]
+
+    tries = virtual_time.run(scenario())
+    assert 12 < len(tries) < 28, "from a tenth of a second up to three between two"
+    assert tries[-1] - tries[-2] >= 1.5
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_device_that_keeps_failing_does_not_prolong_the_time(seed: int) -> None:
     """Others fill the time until shortly before its end, when the failing one would wait for longer than is left."""

@@ -220,7 +220,8 @@ class _StreamPublish:
                 troubles.add(outcome.failure.trouble)
         if failed:
             await self._try_later(failed, troubles, all_failed=len(failed) == len(batch))
-        else:
+        elif self._lane.next_at() is None:
+            # Calls without the failing ones going well says nothing about those.
             self._backoff.reset()
 
     async def _try_later(
