@@ -153,7 +153,7 @@ class _Driver:
         """As the worker does when the rules begin to look at firmware: it is read from the last Telemetry of each twin."""
         firmware = {device_id: self.store.firmware(device_id) for device_id in self.store.twins}
         for device_id, (_, _, telemetry) in self._twins_in_table().items():
-            if telemetry:
+            if telemetry is not None:  # else the store has it
                 firmware[device_id] = fleet_pb2.Telemetry.FromString(telemetry).firmware
         self.engine.start_firmware(firmware)
 
@@ -200,6 +200,7 @@ class _Driver:
         self.store.load_into(
             self.engine, [device_id for device_id in self.store.twins if device_id not in self.store.index]
         )
+        self.engine.table.stored_elsewhere = sum(device_id in self.store.twins for device_id in self.store.index)
         return self.committed.at
 
     def _twins_in_table(self) -> dict[str, TwinParts]:
@@ -267,8 +268,8 @@ def disagreements(history: History, outcome: Outcome) -> list[str]:
     found += judge.judge_twins(fleet.twins, outcome.twins)
     if not found:
         found += _order(expected, outcome.effects) + _labels(expected, outcome.effects)
-    refused = [letter.device_id for letter in outcome.second_hops]
-    if refused != [event.device_id for event in fleet.second_hops]:
+    refused = {(letter.sequence_number, letter.subsequence_number) for letter in outcome.second_hops}
+    if refused != {(event.sequence_number, event.subsequence_number) for event in fleet.second_hops}:
         found.append(f"second hops: expected {fleet.second_hops}, came {refused}")
     return found + _misrouted(fleet.misrouted, outcome.effects, history)
 

@@ -197,7 +197,7 @@ def expected_flags(twin: Twin) -> twins.Flag:
 
 def judge_twin(twin: Twin, row: np.void, extra: np.void | None, telemetry: bytes | None) -> list[str]:
     """Differences of one twin from its row (TWIN_DTYPE), its extra (EXTRA_DTYPE, None without Flag.EXTRA) and the last raw
-    Telemetry (None: not compared, since a store may hold it apart)."""
+    Telemetry (b"": none; None: not compared, since a store may hold it apart)."""
     found = []
 
     def differ(name: str, mine: object, theirs: object) -> None:
@@ -210,8 +210,8 @@ def judge_twin(twin: Twin, row: np.void, extra: np.void | None, telemetry: bytes
         differ(name, getattr(twin, name), row[name].tolist())
     differ("sequence_number", twin.sequence_number, records.sequence_string(row["sequence"]))
     differ("flags", expected_flags(twin), twins.Flag(int(row["flags"])))
-    if telemetry is not None and twin.telemetry is not None:
-        differ("telemetry", _sorted(twin.telemetry), _sorted(telemetry))
+    if telemetry is not None:
+        differ("telemetry", _sorted(twin.telemetry or b""), _sorted(telemetry))
     if extra is None:
         differ("extra", twin.extra, False)
     elif twin.extra:

@@ -1,8 +1,8 @@
 """The rules page read aloud, one record at a time: the independent judge of the engine.
 
 Slow and obvious on purpose. Written from docs/reference/rules.md alone; it shares with the worker only the rules' frozen
-values, which are its input; the constants are written down here once more, so that a slip there can't hide. It never looks at how the engine does it, and nothing in the worker may
-import it.
+values, which are its input. The constants are written down here once more, so that a slip there can't hide. It never looks
+at how the engine does it, and nothing in the worker may import it.
 """
 
 from __future__ import annotations
