@@ -26,9 +26,9 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
 
 @contextmanager
 def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop`; a second one ends the process at once."""
+    """Ctrl-C, SIGTERM and a closed terminal set `stop`; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def on_signal() -> None:
         stop.set()

@@ -274,4 +274,4 @@ def _screen(scene: view.Scene, now: figures.Figures) -> Iterator[Callable[[], No
 
     terminal = rich_console.Console()
     with live.Live(console=terminal, screen=True, auto_refresh=False) as page:
-        yield lambda: page.update(view.page(scene, now, terminal.height), refresh=True)
+        yield lambda: page.update(view.page(scene, now, terminal.width, terminal.height), refresh=True)

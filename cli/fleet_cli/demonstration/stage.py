@@ -24,7 +24,7 @@ TIME_SCALE = 20.0
 
 FLEET_FILE = """\
 # The demo's fleet. Edit rules or profiles and save: the worker takes them up within 2 seconds, while records flow.
-# Try: temperature threshold 60 -> 40, and watch the alerts and the rules generation.
+# Try: temperature threshold 60 -> 30, and watch the alerts and the rules generation.
 apiVersion: fleettwin.io/v1alpha1
 kind: DeviceFleet
 metadata:

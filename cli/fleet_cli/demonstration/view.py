@@ -11,9 +11,11 @@ from rich import box, console, panel, table, text
 from fleet_cli.demonstration import figures
 
 SEVERITY_STYLES = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
-_EVENTS_ROWS_MIN, _EVENTS_ROWS_MAX = 3, 14
-_FIXED_ROWS = 17
+_EVENTS_ROWS_MIN, _EVENTS_ROWS_MAX = 3, 20
+_FIXED_ROWS = 14
 """Rows of the page beside the events."""
+WIDE_COLUMNS = 110
+"""Narrower terminals get alerts and commands one below the other."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,13 +30,19 @@ class Scene:
     compressed: str
 
 
-def page(scene: Scene, now: figures.Figures, height: int) -> console.Group:
-    """The live page for a terminal of `height` rows."""
+def page(scene: Scene, now: figures.Figures, width: int, height: int) -> console.Group:
+    """The live page for a terminal of `width` columns and `height` rows."""
     rows = max(_EVENTS_ROWS_MIN, min(_EVENTS_ROWS_MAX, height - _FIXED_ROWS))
     top = table.Table.grid(expand=True, padding=(0, 1))
     for _ in range(3):
         top.add_column(ratio=1)
     top.add_row(_fleet(scene, now), _flow(now), _latency(now))
+    if width < WIDE_COLUMNS:
+        rows = max(_EVENTS_ROWS_MIN, rows - 2)
+        alerts_rows = (rows + 1) // 2
+        return console.Group(
+            _title(now), top, _alerts(now, alerts_rows), _commands(now, rows - alerts_rows), _footer(scene, now)
+        )
     events = table.Table.grid(expand=True, padding=(0, 1))
     events.add_column(ratio=3)
     events.add_column(ratio=2)
@@ -68,7 +76,7 @@ def _fleet(scene: Scene, now: figures.Figures) -> panel.Panel:
         [
             ("twins", f"{now.twins:,} of {scene.devices:,}", "bold"),
             ("too hot", f"{open_alerts['temp_spike']:,}", "bold red" if open_alerts["temp_spike"] else ""),
-            ("battery dropping", f"{open_alerts['battery_drop']:,}", "yellow" if open_alerts["battery_drop"] else ""),
+            ("battery", f"{open_alerts['battery_drop']:,}", "yellow" if open_alerts["battery_drop"] else ""),
             ("offline", f"{open_alerts['offline']:,}", "yellow" if open_alerts["offline"] else ""),
         ],
     )
@@ -89,12 +97,12 @@ def _flow(now: figures.Figures) -> panel.Panel:
 
 def _latency(now: figures.Figures) -> panel.Panel:
     return _box(
-        "Alerts, arrival to sent",
+        "Alert latency",
         [
-            ("half within", _seconds(now.latency_p50_s), "bold"),
-            ("99 of 100 within", _seconds(now.latency_p99_s), ""),
-            ("worker behind", _seconds(now.lag_s), "yellow" if now.lag_s > 5.0 else ""),
-            ("rules generation", str(now.generation or "–"), "bold cyan"),
+            ("p50", _seconds(now.latency_p50_s), "bold"),
+            ("p99", _seconds(now.latency_p99_s), ""),
+            ("behind", _seconds(now.lag_s), "yellow" if now.lag_s > 5.0 else ""),
+            ("rules gen.", str(now.generation or "–"), "bold cyan"),
         ],
     )
 
@@ -114,7 +122,7 @@ def _alerts(now: figures.Figures, rows: int) -> panel.Panel:
 def _commands(now: figures.Figures, rows: int) -> panel.Panel:
     grid = _events_grid(4)
     for event in list(now.commands_seen)[:rows]:
-        grid.add_row(_clock(event.time_ms), event.device_id, text.Text(event.kind, style="green"), event.text)
+        grid.add_row(_clock(event.time_ms), event.device_id, text.Text(event.kind, style="green"), _parameters(event))
     _fill(grid, rows, len(now.commands_seen), 4)
     counts = f"{sum(now.commands.values()):,} sent, {now.obeyed:,} obeyed"
     return panel.Panel(grid, title=f"Commands  {counts}", title_align="left", border_style="green", padding=(0, 1))
@@ -124,7 +132,10 @@ def _events_grid(columns: int) -> table.Table:
     grid = table.Table(box=box.SIMPLE, show_header=False, show_edge=False, expand=True, padding=(0, 1, 0, 0))
     for number in range(columns):
         last = number == columns - 1
-        grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1 if last else None, style="dim" if last else "")
+        width = 8 if number == 0 else None
+        grid.add_column(
+            no_wrap=True, overflow="ellipsis", ratio=1 if last else None, min_width=width, style="dim" if last else ""
+        )
     return grid
 
 
@@ -156,6 +167,11 @@ def _url_option(scene: Scene) -> str:
 
 def _alert_words(event: figures.Event) -> str:
     return event.kind if event.state == "firing" else f"{event.kind} over"
+
+
+def _parameters(event: figures.Event) -> str:
+    """A command's parameters without the signs of JSON."""
+    return event.text.strip("{}").replace('"', "").replace(":", " ")
 
 
 def _first_line(words: str) -> str:

@@ -133,6 +133,7 @@ class Fleet:
         self._drain = faults.episodes(generator, drain, _DRAIN_PERIOD_S / scale, drain_s)
         silent_s = limits.offline_s * 1.6 + 2.0 * settings.interval_s
         self._silent = faults.episodes(generator, silent, _SILENT_PERIOD_S / scale, silent_s)
+        self._silent.first_s += 2.0 * settings.interval_s  # a device is known before it falls silent
         self.speaks_json = faults.chosen(generator, devices, shares.json)
         self.poisons = faults.chosen(generator, devices, shares.poison)
         self.duplicates = faults.chosen(generator, devices, shares.duplicate)
