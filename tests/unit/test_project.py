@@ -26,7 +26,7 @@ FOREIGN_ADDRESSES = [
         r"proxy\.golang\.",
         r"repo1?\.maven\.",
         r"deb\.debian\.",
-        r"[^\s\"'/@]+:[^\s\"'/@]+@",  # a name and a password in an address
+        r"[^\s\"'/@]+:[^\s\"'/@]+@(?!localhost\b|127\.)",  # a name and a password in an address of elsewhere
     )
 ]
 MACHINE_PATHS = [
