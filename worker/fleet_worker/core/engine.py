@@ -1,6 +1,6 @@
 """The engine of one partition: columns in, a moved table and effects out.
 
-    apply:   cut by rules generation → slots → rounds → settle offline → heard → accept → battery, temperature
+    apply:   cut by rules generation → slots → rounds → settle offline → (core/hearing) heard → accepted → battery, temperature
     advance: offline scan at the partition clock
 
 It performs nothing: effects are returned, rows wait dirty in the table for a commit. docs/reference/rules.md says what
@@ -17,16 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_model import hashing, partition, rules, spec
-from fleet_proto import fleet_pb2
 from fleet_worker.core import (
     commits,
     contexts,
     control,
     effects,
     emit,
-    judge,
+    hearing,
     limits,
-    observe,
     offline,
     records,
     rounds,
@@ -35,8 +33,8 @@ from fleet_worker.core import (
 )
 
 SCAN_CHUNK_ROWS = 65_536
-LATE_SPAN_MAX_MS = 2**32 - 1
-FORGOTTEN = np.uint16(twins.Flag.FORGOTTEN)
+FORGOTTEN = hearing.FORGOTTEN
+Counts = contexts.Counts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,29 +48,26 @@ class Settings:
     retention_ms: int = 86_400_000
 
 
-@dataclasses.dataclass(slots=True)
-class Counts:
-    """What happened since the counts were last taken. second_hops: records that were put again and are misrouted still."""
-
-    late: int = 0
-    misrouted: int = 0
-    baselines: int = 0
-    created: int = 0
-    second_hops: list[records.DeadLetter] = dataclasses.field(default_factory=list)
-
-
 class TwinEngine:
     """generations: all that the stream's retained records may need, sorted by effective_ms, at least one."""
 
     def __init__(self, settings: Settings, generations: Sequence[rules.RulesGeneration]) -> None:
         self.settings = settings
-        self.counts = Counts()
         self._generations = tuple(generations)
         self._index = 0
         self._next_due_ms = 0  # no offline scan before this time can find anything
         self.table = table.TwinTable(track_firmware=needs_firmware(generations))
         emitter = emit.Emitter(settings.identity, settings.alert_format, settings.command_format)
         self.context = contexts.Context(self.table, limits.Limits(self._generations[0]), emitter)
+
+    @property
+    def counts(self) -> contexts.Counts:
+        """What happened since fresh ones were set."""
+        return self.context.counts
+
+    @counts.setter
+    def counts(self, fresh: contexts.Counts) -> None:
+        self.context.counts = fresh
 
     @property
     def generation(self) -> rules.RulesGeneration:
@@ -276,144 +271,8 @@ class TwinEngine:
                 others = np.flatnonzero(~is_control)
                 at, slots, rows = at[others], slots[others], rows.take(others)
         if len(at):
-            self._hear(columns, at, slots, rows, out)
+            hearing.hear(self.context, hearing.Part(columns, at, slots, rows), out)
         return False
-
-    def _hear(
-        self,
-        columns: records.Columns,
-        at: records.Int64s,
-        slots: NDArray[np.int64],
-        rows: NDArray[np.void],
-        out: list[effects.Effect],
-    ) -> None:
-        """Steps 3 to 7: `rows` (copied) are changed and written back."""
-        timestamp_ms = columns.timestamp_ms[at]
-        flags = rows["flags"]
-        is_sample = None if columns.all_telemetry else columns.kind[at] == records.Kind.TELEMETRY
-        late = (timestamp_ms <= rows["last_timestamp_ms"]) & ((rows["samples"] > 0) | (flags & FORGOTTEN != 0))
-        if is_sample is not None:
-            late &= is_sample
-        baseline: NDArray[np.bool_] | None = None
-        accepted = is_sample
-        heard: NDArray[np.bool_] | None = None
-        if late.any():
-            baseline = self._late(rows, late, timestamp_ms)
-            accepted = ~late | baseline if is_sample is None else is_sample & (~late | baseline)
-            silent = late & ~baseline & (flags & FORGOTTEN != 0)
-            heard = ~silent if silent.any() else None
-        self._mark_heard(columns, at, slots, rows, (heard, late, is_sample), out)
-
-        if accepted is None or accepted.all():
-            self._accept(columns, at, slots, rows, baseline, out)
-        elif accepted.any():
-            index = np.flatnonzero(accepted)
-            some = rows.take(index)
-            part = None if baseline is None else baseline[index]
-            self._accept(columns, at[index], slots[index], some, part, out)
-            rows.view(table.RAW_ROW)[index] = some.view(table.RAW_ROW)
-        self.table.write(slots, rows)
-
-    def _late(self, rows: NDArray[np.void], late: NDArray[np.bool_], timestamp_ms: records.Int64s) -> NDArray[np.bool_]:
-        """Counts late records; (n,) where the device's clock was set back, so that the sample is a new baseline."""
-        index = np.flatnonzero(late)
-        time_ms = timestamp_ms[index]
-        some = rows.take(index)
-        rising = (some["late_run"] > 0) & (time_ms > some["late_last_ms"])
-        step_ms = np.where(rising, time_ms - some["late_last_ms"], 0)
-        span_ms = np.where(rising, np.minimum(some["late_span_ms"] + step_ms, LATE_SPAN_MAX_MS), 0)
-        run = np.where(rising, np.minimum(some["late_run"].astype(np.int64) + 1, 255), 1)
-        some["late_run"], some["late_span_ms"], some["late_last_ms"] = run, span_ms, time_ms
-        some["late"] += some["late"] < LATE_SPAN_MAX_MS
-        rows.view(table.RAW_ROW)[index] = some.view(table.RAW_ROW)
-        baseline = np.zeros(len(rows), dtype=np.bool_)
-        baseline[index] = (run >= twins.LATE_RUN_RECORDS) & (span_ms >= twins.LATE_RUN_SPAN_MS)
-        self.counts.late += len(index)
-        self.counts.baselines += int(np.count_nonzero(baseline))
-        return baseline
-
-    def _mark_heard(
-        self,
-        columns: records.Columns,
-        at: records.Int64s,
-        slots: NDArray[np.int64],
-        rows: NDArray[np.void],
-        masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_], NDArray[np.bool_] | None],
-        out: list[effects.Effect],
-    ) -> None:
-        heard, late, is_sample = masks
-        back = rows["flags"] & offline.OPEN != 0
-        if heard is not None:
-            back &= heard
-        for index in np.flatnonzero(back).tolist():
-            record = int(at[index])
-            device_id = columns.device_ids[record]
-            fresh = not late[index] and (is_sample is None or is_sample[index])
-            last = (
-                fleet_pb2.Telemetry.FromString(columns.payload[record])
-                if fresh
-                else emit.row_telemetry(device_id, rows[index])
-            )
-            cause = emit.Cause(
-                device_id=device_id,
-                time_ms=int(columns.arrival_ms[record]),
-                last=last,
-                position=partition.Position(
-                    records.sequence_string(columns.sequence[record]), int(columns.subsequence[record])
-                ),
-                generation=self.generation.generation,
-                repeat=0,
-            )
-            offline.resolve(self.context, int(slots[index]), rows[index], cause, out)
-            rows["flags"][index] &= ~(offline.OPEN | np.uint16(twins.Flag.ACKNOWLEDGED_OFFLINE))
-            rows["offline_repeats"][index] = 0
-        if heard is None:
-            rows["last_arrival_ms"] = np.maximum(rows["last_arrival_ms"], columns.arrival_ms[at])
-            rows["sequence"] = columns.sequence[at]
-            rows["subsequence"] = columns.subsequence[at]
-            rows["flags"] &= ~FORGOTTEN
-            return
-        arrival_ms = columns.arrival_ms[at[heard]]
-        rows["last_arrival_ms"][heard] = np.maximum(rows["last_arrival_ms"][heard], arrival_ms)
-        rows["sequence"][heard] = columns.sequence[at[heard]]
-        rows["subsequence"][heard] = columns.subsequence[at[heard]]
-        rows["flags"][heard] &= ~FORGOTTEN
-
-    def _accept(
-        self,
-        columns: records.Columns,
-        at: records.Int64s,
-        slots: NDArray[np.int64],
-        rows: NDArray[np.void],
-        baseline: NDArray[np.bool_] | None,
-        out: list[effects.Effect],
-    ) -> None:
-        twin_table = self.table
-        payload = columns.payload
-        indices = at.tolist()
-        twin_table.telemetry.update(zip(slots.tolist(), [payload[index] for index in indices], strict=True))
-        if columns.firmware is not None and twin_table.firmware is not None:
-            self._note_firmware(columns.firmware, indices, slots)
-        profile = twin_table.profile[slots]
-        readings = np.empty((len(at), 3))
-        readings[:, 0] = columns.temperature_c[at]
-        readings[:, 1] = columns.battery_pct[at]
-        readings[:, 2] = columns.cpu_load[at]
-        idle_below = self.context.limits.battery_idle_below[profile]
-        stretches = observe.accept(rows, columns.timestamp_ms[at], readings, baseline, idle_below)
-        samples = judge.Samples(columns, at, slots, rows, profile, columns.arrival_ms[at])
-        judge.battery(self.context, samples, stretches, out)
-        judge.temperature(self.context, samples, readings[:, 0], out)
-
-    def _note_firmware(self, versions: Sequence[str], indices: Sequence[int], slots: NDArray[np.int64]) -> None:
-        """Keeps each device's firmware; a new version may bring it into another profile."""
-        kept = self.table.firmware
-        assert kept is not None
-        for index, slot in zip(indices, slots.tolist(), strict=True):
-            version = versions[index]
-            if kept[slot] != version:
-                kept[slot] = sys.intern(version)
-                self.table.profile[slot] = self.generation.profile_index(self.table.device_ids[slot], version)
 
     def _purge(
         self,

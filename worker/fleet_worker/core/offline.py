@@ -57,11 +57,10 @@ def fire_due(
 def resolve(
     context: contexts.Context,
     slot: int,
-    row: np.void,
     cause: emit.Cause,
     out: list[effects.Effect],
 ) -> None:
-    """The device is back. `row` still has its open alert; the caller clears it."""
+    """The device is back. The row still has its open alert; the caller clears it."""
     rule = context.limits.rules[int(context.table.profile[slot])].offline
     if rule.resolved_notice:
         out.append(context.emitter.alert(cause, rules.OFFLINE, emit.RESOLVED, "info", "telemetry is back"))
