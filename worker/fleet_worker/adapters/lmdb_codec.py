@@ -235,8 +235,8 @@ def encode_state(state: commits.PartitionState) -> bytes:
 def decode_state(value: bytes) -> commits.PartitionState:
     fields = _json(value, "the partition's state")
     try:
-        position = partition.Position(**fields.pop("position"))
-        return commits.PartitionState(position=position, **fields)
+        fields["position"] = partition.Position(**fields["position"])
+        return commits.PartitionState(**fields)
     except (KeyError, TypeError) as error:
         raise CodecError(f"the partition's state can't be read: {error}") from error
 

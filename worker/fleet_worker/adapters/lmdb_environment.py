@@ -25,7 +25,7 @@ LOCK_FILE_BYTES = 8192
 """LMDB's lock file for READERS_MAX readers: a header of 192 bytes and 64 for each further slot."""
 FULL_BELOW_BYTES = 16 * 2**20
 """LMDB reports a write that was cut short as an I/O error; with less room than this it was the disk being full."""
-FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 RETAINED_BYTES_MAX = 4 * 2**20
@@ -180,16 +180,30 @@ def our_error(error: lmdb.Error | OSError, path: Path, doing: str) -> errors.Fle
 
 
 def disk_is_full(error: lmdb.Error | OSError, path: Path) -> bool:
-    """Whether a failed write means a full disk (or quota), by its error and, where that is ambiguous, by the room left."""
+    """Whether a failed write means a full disk (or quota): by its error or, where that is ambiguous, by trying."""
     if isinstance(error, lmdb.DiskError):
         return True
-    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
     if code in FULL_ERRNOS:
         return True
-    if code != errno.EIO:
-        return False
-    room = os.statvfs(path)
-    return room.f_bavail * room.f_frsize < FULL_BELOW_BYTES
+    if code == errno.EIO or os.strerror(errno.EIO) in str(error):
+        return not has_room(path)
+    return False
+
+
+def has_room(path: Path) -> bool:
+    """Whether the folder can take a file of FULL_BELOW_BYTES. Any other trouble than no room is not its business."""
+    probe = path / "room"
+    try:
+        descriptor = os.open(probe, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, FULL_BELOW_BYTES)
+        finally:
+            os.close(descriptor)
+            probe.unlink()
+    except OSError as error:
+        return error.errno not in FULL_ERRNOS
+    return True
 
 
 def reserve_lock_file(path: Path) -> None:
