@@ -33,6 +33,7 @@ lint: setup ## format, lint, types, import rules, generated code up to date
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/mypy tests
 	@$(VENV)/bin/lint-imports
 	@VENV=$(VENV) scripts/proto.sh --check
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import test_utils
+from aiohttp import test_utils, web
 from prometheus_client import parser
 from yarl import URL
 
@@ -29,7 +29,7 @@ from tests.support import commits as made
 from tests.support import partitions
 from tests.support.partitions import START_MS, Reading
 
-Client = test_utils.TestClient
+Client = test_utils.TestClient[web.Request, web.Application]
 HALF = 2**127
 LOW, HIGH = hashing.HashKeyRange(0, HALF - 1), hashing.HashKeyRange(HALF, hashing.HASH_KEY_MAX)
 
@@ -600,7 +600,7 @@ class TestStatusAndProbes:
             text = await response.text()
             assert response.content_type == "text/plain"
             listed = set(re.findall(r"^(/\S*)", text, re.MULTILINE))
-            routes = {route.resource.canonical for route in client.app.router.routes() if route.resource}  # type: ignore[union-attr]
+            routes = {route.resource.canonical for route in client.app.router.routes() if route.resource}
             assert listed == {route.split(":")[0] + "}" if ":" in route else route for route in routes if route != "/"}
 
     async def test_what_is_not_there_is_a_problem_too(self) -> None:
