@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 
 from fleet_model import spec
@@ -111,15 +111,18 @@ async def follow(
     stream isn't there, or when it gave nothing but failures for _FAILURES_IN_A_ROW_MAX polls.
     """
     follower = _Follower(api, stream)
-    start: kinesis_api.Start = int(time.time() * 1000)
-    relist_at = 0.0
+    loop = asyncio.get_running_loop()
+    start: kinesis_api.Start = None
+    relist_at = -math.inf
     failures = 0
     backoff = kinesis_api.Backoff(random.Random(), poll_s, 5.0)
     while True:
         try:
-            if time.monotonic() >= relist_at:
+            if loop.time() >= relist_at:
+                if relist_at == -math.inf:
+                    start = (await api.describe_stream(stream)).date_ms  # from now on, by Kinesis' own clock
                 await follower.relist(start)
-                start, relist_at = None, time.monotonic() + _RELIST_S
+                start, relist_at = None, loop.time() + _RELIST_S
             records = await follower.poll()
         except kinesis_api.ApiError as error:
             failures += 1

@@ -52,15 +52,25 @@ def play(options: Options) -> int:
             "The demo needs moto's server for its Kinesis and S3. Install it with: pip install 'fleet-twin[demo]'"
         )
     folder = _folder(options.keep)
-    # An emulator signs nothing, but a client wants something to sign with; the user's own keys stay out of this.
-    os.environ.update(AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_EC2_METADATA_DISABLED="true")
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_KINESIS", "AWS_ENDPOINT_URL_S3"):
-        os.environ.pop(name, None)
+    _forget_aws()
     try:
         return loop.run(_play(options, folder))
     finally:
         if options.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_aws() -> None:
+    """The user's own keys and settings stay out of this; an emulator checks none, but a client wants some to sign with."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="demo",
+        AWS_SECRET_ACCESS_KEY="demo",
+        AWS_EC2_METADATA_DISABLED="true",
+        AWS_CONFIG_FILE=os.devnull,
+        AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    )
 
 
 def _folder(keep: pathlib.Path | None) -> pathlib.Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import time
 
 from fleet_cli import kinesis
 from fleet_cli.simulator import encoding
@@ -110,14 +109,15 @@ class Producer:
     async def _acknowledged(self, records: list[encoding.Record]) -> None:
         """Sends until all are acknowledged, or RETRY_S are over."""
         entries = [kinesis_api.PutRecord(key, data) for key, data in records]
-        give_up = time.monotonic() + RETRY_S
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + RETRY_S
         backoff = kinesis_api.Backoff(self._randomness, 0.1, 2.0)
         while True:
             failed = await self._call(entries)
             self.counts.put += len(entries) - len(failed)
             if not failed:
                 return
-            if time.monotonic() > give_up:
+            if loop.time() > give_up:
                 self.counts.lost += len(failed)
                 return
             entries = failed
@@ -141,14 +141,19 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _calls(records: list[encoding.Record]) -> list[list[encoding.Record]]:
-    """Cut where a call would be too long or too large."""
+    """Cut where a call would be too long or too large, or before a second, different record of a device: Kinesis promises no
+    order inside a call, and a part of it may fail."""
     calls: list[list[encoding.Record]] = [[]]
+    sent: dict[str, bytes] = {}
     size = 0
-    for record in records:
-        record_size = len(record[0].encode()) + len(record[1])
-        if len(calls[-1]) == kinesis_api.PUT_RECORDS_MAX or size + record_size > kinesis_api.PUT_BYTES_MAX:
+    for key, data in records:
+        record_size = len(key.encode()) + len(data)
+        is_full = len(calls[-1]) == kinesis_api.PUT_RECORDS_MAX or size + record_size > kinesis_api.PUT_BYTES_MAX
+        if is_full or sent.get(key, data) != data:
             calls.append([])
+            sent.clear()
             size = 0
-        calls[-1].append(record)
+        calls[-1].append((key, data))
+        sent[key] = data
         size += record_size
     return calls

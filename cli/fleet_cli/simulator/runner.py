@@ -66,6 +66,10 @@ def limits(fleet: spec.FleetSpec, ids: list[str]) -> devices.Limits:
     )
 
 
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
 class Simulation:
     """One run. `run` returns when the duration is over or `stop` is set, after what is queued was sent."""
 
@@ -85,14 +89,11 @@ class Simulation:
         """Raises StreamGoneError when a stream can't be used."""
         stream = self._streams.telemetry.arn or self._streams.telemetry.stream_name
         await kinesis.require_stream(api, stream)
-        started = time.monotonic()
+        started = _now_s()
         sending = producer.Producer(api, stream, self._options.rate)
-        async with self._beside(self._telling(sending, started)), sending:
-            if self._options.listens:
-                async with self._beside(kinesis.follow(api, self._streams.commands.name, self._obey)) as listening:
-                    await self._speak(sending, started, stop, [listening])
-            else:
-                await self._speak(sending, started, stop, [])
+        async with self._beside(self._telling(sending, started)) as telling, sending:
+            async with self._beside(self._listening(api)) as listening:
+                await self._speak(sending, started, stop, [telling, listening])
         return self._report(sending, started)
 
     async def _speak(
@@ -107,11 +108,10 @@ class Simulation:
             while (window + 1) * self._schedule.window_s <= duration_s and not stopping.done():
                 due = started + (window + 1) * self._schedule.window_s
                 # Falling behind must not keep a run with an end from ending.
-                left_s = started + duration_s + _OVERTIME_S - time.monotonic()
+                left_s = started + duration_s + _OVERTIME_S - _now_s()
                 if left_s <= 0.0:
                     return
-                await asyncio.sleep(0.0)
-                await asyncio.wait([stopping, *beside], timeout=max(0.0, due - time.monotonic()), return_when=_FIRST)
+                await asyncio.wait([stopping, *beside], timeout=max(0.0, due - _now_s()), return_when=_FIRST)
                 putting = asyncio.create_task(sending.put(self.records(window, start_ms)))
                 await asyncio.wait(
                     [putting, stopping], timeout=None if left_s == math.inf else left_s, return_when=_FIRST
@@ -132,6 +132,11 @@ class Simulation:
             await asyncio.sleep(TOLD_EACH_S)
             self._tell(self._report(sending, started))
 
+    async def _listening(self, api: kinesis_api.KinesisApi) -> None:
+        if self._options.listens:
+            await kinesis.follow(api, self._streams.commands.name, self._obey)
+        await asyncio.get_running_loop().create_future()
+
     def records(self, window: int, start_ms: int) -> list[encoding.Record]:
         """What the fleet sends in window 0, 1, 2 …: the same for the same options (until devices obey commands)."""
         generator = np.random.default_rng([self._options.seed, 3, window])
@@ -141,7 +146,7 @@ class Simulation:
         return encoding.records(self._fleet, samples, start_ms, generator)
 
     def _report(self, sending: producer.Producer, started: float) -> Report:
-        elapsed_s = time.monotonic() - started
+        elapsed_s = _now_s() - started
         counts = sending.counts
         last_s, last_put = self._last_told
         rate = (counts.put - last_put) / max(elapsed_s - last_s, 1e-9)
