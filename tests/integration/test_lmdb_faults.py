@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -58,7 +60,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode != 0:
         pytest.skip(f"mounting a small disk isn't permitted here: {mounted.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # Lazily: a test that failed may have left its store open, and its disk is to go all the same.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -134,16 +137,24 @@ def test_a_restart_on_a_full_disk_opens_what_is_there(small_disk: Path) -> None:
     abandon(reopened)
 
 
-def test_opening_a_new_partition_on_a_full_disk_is_an_error_and_not_a_signal(small_disk: Path) -> None:
+@pytest.mark.parametrize("there", ["nothing", "an environment without its lock file"])
+def test_opening_on_a_full_disk_is_an_error_and_not_a_signal(small_disk: Path, there: str) -> None:
     """LMDB writes its lock file through a map: without blocks of its own that would be SIGBUS."""
-    (small_disk / "partition" / "environment").mkdir(parents=True)
-    fill(small_disk)
-    opening = f"from pathlib import Path; from tests.integration import test_lmdb_faults as t; t.opened(Path({str(small_disk / 'partition')!r}))"
+    folder = small_disk / "partition"
+    if there != "nothing":
+        abandon(opened(folder))
+        (folder / "environment" / "lock.mdb").unlink()
+    ballast = fill(small_disk)
+    opening = (
+        "from pathlib import Path; from tests.integration import test_lmdb_faults as faults; "
+        f"faults.opened(Path({str(folder)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     assert "DiskFullError" in done.stderr
-    (small_disk / "ballast").unlink()
-    store = opened(small_disk / "partition")
+    ballast.unlink()
+    store = opened(folder)
+    assert store.discarded is None
     store.commit(build.commit(["a"]))
     store.close()
 
@@ -461,6 +472,50 @@ def test_a_twin_takes_at_most_400_bytes_and_the_file_two_versions_of_it(tmp_path
     used_bytes, file_bytes = store.figures()
     assert used_bytes / len(device_ids) <= 400
     assert file_bytes <= 2.2 * used_bytes
+    store.close()
+
+
+def test_a_large_commits_memory_is_given_back_but_never_under_a_reader(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.commit(build.commit(names(30_000), number=1))
+    assert not store._environment.is_open
+    with store.snapshot() as snapshot:
+        chunks = snapshot.scan()
+        first = next(chunks)
+        store.commit(build.commit(names(30_000), number=2))
+        assert store._environment.is_open
+        rows = [first, *chunks]
+        assert sum(len(part.device_ids) for part in rows) == 30_000
+        assert {number for part in rows for number in part.rows["commit"].tolist()} == {1}
+    store.commit(build.commit(["device-1"], number=3))
+    assert not store._environment.is_open
+    assert store.count() == 30_000
+    store.close()
+
+
+def test_reads_beside_large_commits_see_one_commit_each(tmp_path: Path) -> None:
+    """The environment is closed and opened again in between."""
+    store = opened(tmp_path)
+    store.commit(build.commit(names(8_000), number=1))
+    done = threading.Event()
+
+    def read() -> int:
+        reads = 0
+        while not done.is_set():
+            rows = store.fetch(["device-1", "device-5000", "device-7999"])
+            assert len(rows.device_ids) == 3
+            assert len(set(rows.rows["commit"].tolist())) == 1
+            reads += 1
+        return reads
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        readers = [threads.submit(read) for _ in range(2)]
+        try:
+            for number in range(2, 8):
+                store.commit(build.commit(names(30_000), number=number))
+        finally:
+            done.set()
+        assert all(reader.result() > 0 for reader in readers)
     store.close()
 
 

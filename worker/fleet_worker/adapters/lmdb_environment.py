@@ -79,6 +79,11 @@ class Environment:
             with self._guard:
                 self._in_use -= 1
 
+    @property
+    def is_open(self) -> bool:
+        """Whether LMDB has it open just now; whoever needs it opens it."""
+        return self._environment is not None
+
     def contents(self) -> tuple[lmdb._Database, ...]:
         """The databases that hold a partition's data, meta apart. Only inside a transaction: the handles change."""
         return self.twins, self.outbox, self.dead_letters, self.offline_index
