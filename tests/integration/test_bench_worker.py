@@ -39,6 +39,7 @@ def test_at_a_rate_cost_latency_and_restart_are_told(tmp_path: pathlib.Path, mon
     told = bench(*asked)
     assert told["records_per_s"] == pytest.approx(1000, rel=0.25)
     assert 0 < told["cpu_share"] < 1.5
+    assert told["behind_ms"] < 60_000
     assert told["get_records_per_s"] >= 1
     assert 0 < told["restart_s"] < 60
     assert 0 < told["stop_s"] < 10

@@ -67,6 +67,10 @@ class Shard:
         """How many records have arrived by then."""
         return int(np.searchsorted(self.arrival_ms, at_ms, side="right"))
 
+    def behind_ms(self, at_ms: int) -> int:
+        """How long the oldest record that nobody has read yet lies there."""
+        return max(at_ms - int(self.arrival_ms[self.served]), 0) if self.served < len(self.arrival_ms) else 0
+
     def answer(self, first: int, at_ms: int) -> tuple[bytes, int]:
         """A GetRecords answer from record `first` on, and the record after its last."""
         available = self.available(at_ms)
@@ -146,6 +150,7 @@ class Endpoint:
             "marked_ms": self._marked_ms,
             "served": sum(shard.served for shard in self._shards.values()),
             "available": sum(shard.available(at_ms) for shard in self._shards.values()),
+            "behind_ms": max(shard.behind_ms(at_ms) for shard in self._shards.values()),
             "first_read_ms": self._first_read_ms,
             "calls": dict(self._calls),
             "effects": dict(self._effects),
