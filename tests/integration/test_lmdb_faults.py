@@ -152,10 +152,32 @@ def test_opening_on_a_full_disk_is_an_error_and_not_a_signal(small_disk: Path, t
     done = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "DiskFullError" in done.stderr
+    for _ in range(2):
+        with pytest.raises(errors.DiskFullError):
+            opened(folder)
     ballast.unlink()
     store = opened(folder)
     assert store.discarded is None
     store.commit(build.commit(["a"]))
+    store.close()
+
+
+def test_a_new_environment_that_finds_no_room_is_tried_again(small_disk: Path) -> None:
+    """The disk ends at every place of an opening, one page further each time."""
+    folder = small_disk / "partition"
+    ballast = fill(small_disk)
+    refused = 0
+    while True:
+        try:
+            store = opened(folder)
+            break
+        except errors.DiskFullError:
+            refused += 1
+            os.truncate(ballast, ballast.stat().st_size - PAGE)
+    assert refused > 4
+    ballast.unlink()
+    store.commit(build.commit(["a"]))
+    assert store.count() == 1
     store.close()
 
 
@@ -475,6 +497,13 @@ def test_a_twin_takes_at_most_400_bytes_and_the_file_two_versions_of_it(tmp_path
     store.close()
 
 
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environments of the process may keep 2 MiB of changed pages."""
+    monkeypatch.setattr(lmdb_environment, "RETAINED", lmdb_environment.Retained(2 * 2**20))
+
+
+@pytest.mark.usefixtures("little_memory")
 def test_a_large_commits_memory_is_given_back_but_never_under_a_reader(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.commit(build.commit(names(30_000), number=1))
@@ -493,6 +522,20 @@ def test_a_large_commits_memory_is_given_back_but_never_under_a_reader(tmp_path:
     store.close()
 
 
+@pytest.mark.usefixtures("little_memory")
+def test_the_environments_of_a_process_keep_so_much_together(tmp_path: Path) -> None:
+    first, second = opened(tmp_path / "first"), opened(tmp_path / "second")
+    for number in (1, 2):
+        first.commit(build.commit(names(5_000), number=number))
+        second.commit(build.commit(names(5_000), number=number))
+        assert (first._environment.is_open, second._environment.is_open) == (True, False)
+    first.close()
+    second.commit(build.commit(names(5_000), number=3))
+    assert second._environment.is_open
+    second.close()
+
+
+@pytest.mark.usefixtures("little_memory")
 def test_reads_beside_large_commits_see_one_commit_each(tmp_path: Path) -> None:
     """The environment is closed and opened again in between."""
     store = opened(tmp_path)

@@ -28,11 +28,38 @@ FULL_BELOW_BYTES = 16 * 2**20
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
-RETAINED_BYTES_MAX = 4 * 2**20
-"""LMDB keeps the memory of its largest transaction's changed pages until the environment is closed; beyond this it is
-closed after the commit and opened again, which costs some milliseconds."""
+RETAINED_BYTES_MAX = 64 * 2**20
+"""LMDB keeps the memory of an environment's largest transaction, its changed pages, until the environment is closed. Beyond
+this much in all environments of the process together, one is closed after its commit and opened again when it is next
+used. That costs some milliseconds, and its next commit about a third more."""
 PAGE_BYTES = 4096
 RESTED_PAGES_MIN = 256
+
+
+class Retained:
+    """How much memory of changed pages the environments of this process keep."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._kept: dict[Path, int] = {}
+
+    def may_keep(self, environment: Path, size_bytes: int) -> bool:
+        """Whether the environment may keep so much beside what the others keep; if so, it is counted."""
+        with self._lock:
+            others = sum(size for path, size in self._kept.items() if path != environment)
+            if others + size_bytes > self.bytes_max:
+                return False
+            self._kept[environment] = size_bytes
+            return True
+
+    def gave_back(self, environment: Path) -> None:
+        with self._lock:
+            self._kept.pop(environment, None)
+
+
+RETAINED = Retained(RETAINED_BYTES_MAX)
+"""Of the process, since its memory is what is counted."""
 
 
 class Environment:
@@ -62,22 +89,31 @@ class Environment:
         """The environment, opened when it isn't, and not closed meanwhile."""
         with self._guard:
             if self._environment is None:
-                self._environment = lmdb.open(
-                    str(self.path),
-                    map_size=self._storage.map_size_bytes,
-                    sync=self._storage.sync is spec.Sync.COMMIT,
-                    max_dbs=len(DATABASES),
-                    max_readers=READERS_MAX,
-                )
-                self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta = (
-                    self._environment.open_db(name.encode()) for name in DATABASES
-                )
+                self._environment = self._open()
+            environment = self._environment
             self._in_use += 1
         try:
-            yield self._environment
+            yield environment
         finally:
             with self._guard:
                 self._in_use -= 1
+
+    def _open(self) -> lmdb.Environment:
+        environment = lmdb.open(
+            str(self.path),
+            map_size=self._storage.map_size_bytes,
+            sync=self._storage.sync is spec.Sync.COMMIT,
+            max_dbs=len(DATABASES),
+            max_readers=READERS_MAX,
+        )
+        try:
+            self.twins, self.outbox, self.dead_letters, self.offline_index, self.meta = (
+                environment.open_db(name.encode()) for name in DATABASES
+            )
+        except lmdb.Error:
+            environment.close()  # A process may have it open only once, and whoever called will try again.
+            raise
+        return environment
 
     @property
     def is_open(self) -> bool:
@@ -119,9 +155,9 @@ class Environment:
 
     def _give_memory_back(self) -> None:
         with self._guard:
-            if self._in_use == 0 and self._changed_pages_max * PAGE_BYTES > RETAINED_BYTES_MAX:
+            fits = RETAINED.may_keep(self.path, self._changed_pages_max * PAGE_BYTES)
+            if self._in_use == 0 and not fits:
                 self._close()
-                self._changed_pages_max = 0
 
     def sync(self) -> None:
         """fsync. Raises StoreBrokenError: after a failed one nobody knows which pages are on disk."""
@@ -160,6 +196,8 @@ class Environment:
         if self._environment is not None:
             self._environment.close()
             self._environment = None
+            self._changed_pages_max = 0
+            RETAINED.gave_back(self.path)
 
     @contextlib.contextmanager
     def _our_errors(self, doing: str) -> Iterator[None]:

@@ -78,12 +78,16 @@ class LmdbTwinStore:
         # Until its first own fsync this environment may hold pages that an earlier run left to the kernel.
         marks.leave_opened(folder, boot_id, spec.Sync.INTERVAL)
         environment = lmdb_environment.Environment(path, settings)
-        environment.check_readers()
-        _sign(environment, identity)
-        if settings.sync is spec.Sync.COMMIT:
-            environment.sync()
-            marks.leave_opened(folder, boot_id, spec.Sync.COMMIT)
-        return cls(folder, identity, environment, discarded)
+        try:
+            environment.check_readers()
+            _sign(environment, identity)
+            if settings.sync is spec.Sync.COMMIT:
+                environment.sync()
+                marks.leave_opened(folder, boot_id, spec.Sync.COMMIT)
+            return cls(folder, identity, environment, discarded)
+        except errors.FleetTwinError:
+            environment.close()  # A process may have it open only once, and the supervisor will try again.
+            raise
 
     @property
     def state(self) -> commits.PartitionState:
@@ -314,7 +318,7 @@ def copy_range(
 
 
 def _packed_telemetry(
-    cursor: lmdb.Cursor[bytes], keys: list[bytes], device_ids: list[str], telemetry: list[bytes | None]
+    cursor: lmdb.Cursor[bytes], keys: list[bytes], device_ids: Sequence[str], telemetry: list[bytes | None]
 ) -> tuple[NDArray[np.uint8], list[bytes]]:
     """Markers and bytes of the new Telemetry or, where that is None, of the stored one."""
     given = [raw for raw in telemetry if raw is not None]
