@@ -342,6 +342,9 @@ def test_what_is_no_command_is_none(data: bytes) -> None:
 # ── producer ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+TURNS = 12
+
+
 def test_exactly_the_failed_records_are_sent_again_and_order_is_kept() -> None:
     def plan(call: memory_kinesis.Call) -> memory_kinesis.Fault:
         if call.operation != "PutRecords" or call.number % 3 == 0:
@@ -354,19 +357,36 @@ def test_exactly_the_failed_records_are_sent_again_and_order_is_kept() -> None:
         kinesis = memory_kinesis.MemoryKinesis(virtual_time.VirtualClock(), plan, enforce_quotas=False)
         kinesis.create_stream("t", 2)
         async with producer.Producer(kinesis, "t", 10_000.0) as sending:
-            for turn in range(40):
+            for turn in range(TURNS):
                 await sending.put([(f"device-{number}", f"{number}:{turn}".encode()) for number in range(300)])
         return sending.counts, [record.data for record in kinesis.records_of("t")]
 
     counts, stored = virtual_time.run(put())
-    assert (counts.put, counts.lost, counts.waiting) == (12_000, 0, 0)
+    assert (counts.put, counts.lost, counts.waiting) == (300 * TURNS, 0, 0)
     assert counts.again > 0
-    assert sorted(stored) == sorted(f"{number}:{turn}".encode() for number in range(300) for turn in range(40))
+    assert sorted(stored) == sorted(f"{number}:{turn}".encode() for number in range(300) for turn in range(TURNS))
     turns = collections.defaultdict(list)
     for data in stored:
         device, turn = data.decode().split(":")
         turns[device].append(int(turn))
     assert all(told == sorted(told) for told in turns.values()), "a device's samples arrive in order"
+
+
+def test_what_could_not_be_sent_at_the_end_is_lost_and_nothing_is_counted_twice() -> None:
+    def plan(call: memory_kinesis.Call) -> memory_kinesis.Fault:
+        return memory_kinesis.Fault(failed=frozenset(range(call.size - call.size // 10)))
+
+    async def put() -> producer.Counts:
+        kinesis = memory_kinesis.MemoryKinesis(virtual_time.VirtualClock(), plan, enforce_quotas=False)
+        kinesis.create_stream("t", 1)
+        async with producer.Producer(kinesis, "t", 10_000.0) as sending:
+            await sending.put([(f"device-{number}", b"x") for number in range(4000)])
+        return sending.counts
+
+    counts = virtual_time.run(put())
+    assert counts.put > 0
+    assert counts.lost > 0
+    assert counts.put + counts.lost == 4000
 
 
 def test_what_is_refused_for_too_long_is_counted_as_lost() -> None:
@@ -376,6 +396,8 @@ def test_what_is_refused_for_too_long_is_counted_as_lost() -> None:
         kinesis.create_stream("t", 1)
         async with producer.Producer(kinesis, "t", 100.0) as sending:
             await sending.put([("d", b"x")] * 7)
+            await asyncio.sleep(producer.RETRY_S + 5.0)  # virtual
+            assert sending.counts.lost == 7
         return sending.counts
 
     counts = virtual_time.run(put())

@@ -102,7 +102,6 @@ class Producer:
             records = [record for chunk in chunks for record in chunk]
             for call in _calls(records):
                 await self._acknowledged(call)
-                self.counts.waiting -= len(call)
             for _ in chunks:
                 queue.task_done()
 
@@ -115,10 +114,12 @@ class Producer:
         while True:
             failed = await self._call(entries)
             self.counts.put += len(entries) - len(failed)
+            self.counts.waiting -= len(entries) - len(failed)
             if not failed:
                 return
             if loop.time() > give_up:
                 self.counts.lost += len(failed)
+                self.counts.waiting -= len(failed)
                 return
             entries = failed
             self.counts.again += len(entries)

@@ -91,9 +91,9 @@ class Simulation:
         await kinesis.require_stream(api, stream)
         started = _now_s()
         sending = producer.Producer(api, stream, self._options.rate)
-        async with self._beside(self._telling(sending, started)) as telling, sending:
-            async with self._beside(self._listening(api)) as listening:
-                await self._speak(sending, started, stop, [telling, listening])
+        telling, listening = self._beside(self._telling(sending, started)), self._beside(self._listening(api))
+        async with telling as told, sending, listening as heard:
+            await self._speak(sending, started, stop, [told, heard])
         return self._report(sending, started)
 
     async def _speak(
