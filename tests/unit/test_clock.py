@@ -45,6 +45,44 @@ async def test_no_more_threads_than_asked_for() -> None:
         assert len(set(await asyncio.gather(*jobs))) == 2
 
 
+async def test_a_cancelled_caller_outlasts_its_function() -> None:
+    """Else a store could be closed while its commit or fsync is still under way."""
+    with clock.RealClock() as real:
+        started, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+        def work() -> None:
+            started.set()
+            release.wait(10)
+            ended.set()
+            raise OSError("nobody hears of it")
+
+        caller = asyncio.ensure_future(real.in_thread(work))
+        while not started.is_set():
+            await real.sleep(0.001)
+        caller.cancel()
+        for _ in range(5):
+            await real.sleep(0)
+        assert not caller.done()
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert ended.is_set()
+
+
+async def test_a_cancelled_callers_function_that_waits_for_a_thread_is_never_begun() -> None:
+    with clock.RealClock(threads_max=1) as real:
+        release, begun = threading.Event(), threading.Event()
+        first = asyncio.ensure_future(real.in_thread(lambda: release.wait(10)))
+        second = asyncio.ensure_future(real.in_thread(begun.set))
+        await real.sleep(0.01)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        release.set()
+        await first
+    assert not begun.is_set()
+
+
 def test_wall_and_monotonic_time() -> None:
     with clock.RealClock() as real:
         assert abs(real.wall_ms() - time.time() * 1000) < 1000

@@ -39,8 +39,17 @@ class RealClock:
         await asyncio.sleep(seconds)
 
     async def in_thread(self, function: Callable[[], Answer]) -> Answer:
-        """Cancelling the caller doesn't end the function: it runs to its end and its answer is dropped."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        """A cancelled caller is held until the function has ended, as no thread can be stopped: what comes after it (the
+        closing of a store, say) never meets it. One that still waited for a thread is never begun."""
+        job = self._threads.submit(function)
+        answer = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await asyncio.wait((answer,))
+                answer.exception()  # told to nobody; asyncio would call that a mistake
+            raise
 
     def close(self) -> None:
         """Waits for the calls under way."""

@@ -34,6 +34,8 @@ this much in all environments of the process together, one is closed after its c
 used. That costs some milliseconds, and its next commit about a third more."""
 PAGE_BYTES = 4096
 RESTED_PAGES_MIN = 256
+CLOSE_WAIT_S = 30.0
+"""Transactions take milliseconds; one that is still open after this will never end."""
 
 
 class Retained:
@@ -69,8 +71,9 @@ class Environment:
         """Creates the environment when there is none. Raises DiskFullError, StoreBrokenError."""
         self.path = path
         self._storage = storage
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
         self._in_use = 0
+        self._is_closed = False
         self._environment: lmdb.Environment | None = None
         self._changed_pages = 0
         self._changed_pages_max = 0
@@ -79,15 +82,22 @@ class Environment:
             reserve_lock_file(path)
         except OSError as error:
             raise our_error(error, path, "opening") from error
+        self._data = -1
         with self._our_errors("opening"), self._opened():
             pass
         # Held as long as the store, so that no failed write of the kernel's goes unreported between two openings.
-        self._data = os.open(path / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._data = os.open(path / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.close()  # A process may have it open only once, and the partition will be tried again.
+            raise our_error(error, path, "opening") from error
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[lmdb.Environment]:
         """The environment, opened when it isn't, and not closed meanwhile."""
         with self._guard:
+            if self._is_closed:
+                raise errors.StoreBrokenError(f"{self.path}: closed")
             if self._environment is None:
                 self._environment = self._open()
             environment = self._environment
@@ -97,6 +107,7 @@ class Environment:
         finally:
             with self._guard:
                 self._in_use -= 1
+                self._guard.notify_all()
 
     def _open(self) -> lmdb.Environment:
         environment = lmdb.open(
@@ -184,9 +195,11 @@ class Environment:
         return pages * PAGE_BYTES, os.fstat(self._data).st_blocks * 512
 
     def close(self) -> None:
-        """Idempotent. No transaction may be open."""
+        """Idempotent. Waits for the transactions of other threads (a query may be reading), and lets none begin."""
         with self._guard:
-            assert self._in_use == 0, f"{self.path}: closed while in use"
+            self._is_closed = True
+            ended = self._guard.wait_for(lambda: self._in_use == 0, CLOSE_WAIT_S)
+            assert ended, f"{self.path}: still in use {CLOSE_WAIT_S} s after its closing"
             if self._data >= 0:
                 os.close(self._data)
                 self._data = -1

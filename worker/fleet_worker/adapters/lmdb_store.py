@@ -212,8 +212,8 @@ class LmdbTwinStore:
         try:
             self.sync()
         finally:
+            self._unusable = self._unusable or "closed"
             self._environment.close()
-        self._unusable = "closed"
         try:
             marks.leave_closed(self.folder)
         except OSError as error:
