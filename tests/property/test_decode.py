@@ -14,7 +14,7 @@ from hypothesis import strategies
 
 from fleet_model import spec
 from fleet_proto import fleet_pb2
-from fleet_worker.core import deaggregate, decode, records
+from fleet_worker.core import deaggregate, decode, ids, records
 from tests.support import poison
 
 ARRIVAL_MS = 1_700_000_000_000
@@ -167,6 +167,8 @@ def joined(first: records.Columns, second: records.Columns) -> records.Columns:
             values[field.name] = np.concatenate([one, other])
         elif isinstance(one, dict):
             values[field.name] = {**one, **{row + shift: value for row, value in other.items()}}
+        elif isinstance(one, ids.IdColumn):
+            values[field.name] = ids.IdColumn.of([*one, *other])
         elif isinstance(one, list):
             values[field.name] = one + other
     return dataclasses.replace(

@@ -19,7 +19,6 @@ INDEX_CHUNK_ENTRIES = 5_000
 SLACK = 20
 """A twentieth of the bound leaves beyond what must, so that not every commit has to choose."""
 NOT_INDEXED = twins.Flag.OPEN_OFFLINE | twins.Flag.FORGOTTEN
-STAYS = twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN
 
 
 class Residency:
@@ -113,7 +112,7 @@ class Residency:
         room = self.rows_max - len(self._engine.table)
         if not self.rows_max or room >= len(chunk.device_ids):
             return chunk, None
-        stays = chunk.rows["flags"] & STAYS != 0
+        stays = chunk.rows["flags"] & self._engine.table.stays != 0
         stays[np.flatnonzero(~stays)[: max(room, 0)]] = True
         return _some(chunk, np.flatnonzero(stays).tolist()), _some(chunk, np.flatnonzero(~stays).tolist())
 

@@ -22,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from fleet_model import hashing, partition
-from fleet_worker.core import commits, effects, records, twins
+from fleet_worker.core import commits, effects, ids, records, twins
 
 DIGEST_BYTES = 16
 EXTRA_BYTES = twins.EXTRA_DTYPE.itemsize
@@ -58,7 +58,7 @@ def twin_key(device_id: str) -> bytes:
 
 def twin_keys(digests: NDArray[np.void], device_ids: Sequence[str]) -> list[bytes]:
     """Keys of n twins. digests: (n,) V16."""
-    return list(map(operator.add, digests.tolist(), map(str.encode, device_ids)))
+    return list(map(operator.add, digests.tolist(), ids.encoded(device_ids)))
 
 
 def sorted_keys(device_ids: Iterable[str]) -> list[bytes]:
@@ -73,7 +73,7 @@ def device_id_of(key: bytes) -> str:
 
 def pack_telemetry(device_ids: Iterable[str], telemetry: list[bytes]) -> tuple[NDArray[np.uint8], list[bytes]]:
     """The stored form of n raw Telemetry messages: their (n,) markers and the bytes that follow."""
-    encoded = list(map(str.encode, device_ids))
+    encoded = ids.encoded(device_ids)
     first_fields = map(operator.add, map(FIRST_FIELDS.__getitem__, map(len, encoded)), encoded)
     rests = list(map(bytes.removeprefix, telemetry, first_fields))
     shortened = _lengths(rests) != _lengths(telemetry)

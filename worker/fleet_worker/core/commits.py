@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class TwinRows:
     """
 
     digests: NDArray[np.void]
-    device_ids: list[str]
+    device_ids: Sequence[str]
     rows: NDArray[np.void]
     extras: dict[int, bytes]
     telemetry: list[bytes | None]

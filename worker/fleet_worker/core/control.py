@@ -78,6 +78,7 @@ def _forget(context: contexts.Context, slot: int, control: records.Control, arri
     if is_forgotten and control.issued_ms == last_ms:
         return
     table.clear(slot)
+    table.profile[slot] = context.limits.generation.profile_index(table.device_ids[slot], "")
     table.rows["flags"][slot] = twins.Flag.FORGOTTEN
     table.rows["last_timestamp_ms"][slot] = control.issued_ms
     table.rows["last_arrival_ms"][slot] = arrival_ms

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fleet_model import partition, spec
 from fleet_proto import fleet_pb2
-from fleet_worker.core import deaggregate, decode_control, decode_json, records, refusal, wire
+from fleet_worker.core import deaggregate, decode_control, decode_json, ids, records, refusal, wire
 
 DEAD_LETTER_BYTES_MAX = 65_536
 PAYLOAD_BYTES_MAX = 4096
@@ -90,7 +90,7 @@ class _Draft:
         self.users = users
         self.stretch = stretch
         self.options = options
-        self.device_ids = [""] * count
+        self.device_ids = ids.IdColumn.empty(count)
         self.firmware = [""] * count if options.with_firmware else None
         self.numbers = np.zeros((len(decode_json.NUMBERS), count))
         self.timestamp_ms = np.zeros(count, dtype=np.int64)
@@ -212,7 +212,7 @@ class _Draft:
         device_ids = [telemetry.device_id for telemetry in read]
         timestamp_ms = [telemetry.timestamp for telemetry in read]
         if len(read) == len(self.device_ids):
-            self.device_ids = device_ids
+            self.device_ids = ids.IdColumn.of(device_ids)
             self.timestamp_ms = np.array(timestamp_ms, dtype=np.int64)
             for index, column in enumerate(columns):
                 self.numbers[index] = column
@@ -221,8 +221,7 @@ class _Draft:
             return
         self.timestamp_ms[rows] = timestamp_ms
         self.numbers[:, rows] = columns
-        for row, device_id in zip(rows, device_ids, strict=True):
-            self.device_ids[row] = device_id
+        self.device_ids.fill(rows, device_ids)
         if self.firmware is not None:
             for row, telemetry in zip(rows, read, strict=True):
                 self.firmware[row] = telemetry.firmware
@@ -250,8 +249,9 @@ class _Draft:
 
     def judge_strings(self) -> None:
         """Refuses unusable ids and long strings. No string is longer than its record, so few rows are looked at."""
-        if not all(self.device_ids):
-            for row in self._standing([row for row, device_id in enumerate(self.device_ids) if not device_id]):
+        is_empty = self.device_ids.length == 0
+        if is_empty.any():
+            for row in self._standing(np.flatnonzero(is_empty).tolist()):
                 self._judge_device_id(row)
         for row in self._standing(np.flatnonzero(self.stretch.length > refusal.DEVICE_ID_BYTES_MAX).tolist()):
             self._judge_device_id(row)
@@ -280,7 +280,7 @@ class _Draft:
 
     def judge_numbers(self) -> None:
         """Refuses NaN, infinities and numbers that no sensor sends."""
-        if not self.device_ids:
+        if not len(self.device_ids):
             return
         suspect = ~(np.abs(self.numbers).max(axis=0) <= refusal.NUMBER_MAX)  # NaN is neither below nor above
         if not suspect.any():

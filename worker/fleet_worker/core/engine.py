@@ -57,6 +57,7 @@ class TwinEngine:
         self._index = 0
         self._next_due_ms = 0  # no offline scan before this time can find anything
         self.table = table.TwinTable(track_firmware=needs_firmware(generations))
+        self.table.stays = _stays(generations)
         emitter = emit.Emitter(settings.identity, settings.alert_format, settings.command_format)
         self.context = contexts.Context(self.table, limits.Limits(self._generations[0]), emitter)
 
@@ -79,6 +80,7 @@ class TwinEngine:
     def set_generations(self, generations: Sequence[rules.RulesGeneration]) -> None:
         """The whole list again, sorted; generations that are in force or past stay as they were."""
         self._generations = tuple(generations)
+        self.table.stays = _stays(generations)
         in_force = self.generation.generation
         self._index = next((at for at, entry in enumerate(generations) if entry.generation == in_force), 0)
 
@@ -235,9 +237,11 @@ class TwinEngine:
                 digest = hashing.digest(device_id)
                 if not key_range.contains_digest(digest):
                     self.counts.misrouted += 1
+                    if kind == records.Kind.HEARD:
+                        continue
                     if at in columns.origins:
                         self.counts.second_hops.append(_second_hop(columns, at))
-                    elif kind != records.Kind.HEARD:
+                    else:
                         out.append(self.context.emitter.put_again(columns, at))
                     continue
                 if kind == records.Kind.CONTROL and columns.controls[at].instruction not in control.MAKES_A_TWIN:
@@ -319,3 +323,11 @@ def _second_hop(columns: records.Columns, at: int) -> records.DeadLetter:
 def needs_firmware(generations: Sequence[rules.RulesGeneration]) -> bool:
     """Whether any of them can put a device into a profile by its firmware."""
     return any(generation.matches_firmware for generation in generations)
+
+
+def _stays(generations: Sequence[rules.RulesGeneration]) -> twins.Flag:
+    """Rows with these flags stay in the table: the offline index can't say when they are due. Offline devices are among
+    them where a generation repeats their alert."""
+    every = [entry for known in generations for entry in (known.default, *(profile.rules for profile in known.profiles))]
+    repeats = any(entry.offline.repeat_interval_ms for entry in every)
+    return twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN | (twins.Flag.OPEN_OFFLINE if repeats else 0)

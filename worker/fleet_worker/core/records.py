@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_model import partition
+from fleet_worker.core import ids
 
 Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
@@ -125,7 +126,7 @@ class Origin:
 class Columns:
     """A batch, decoded: n user records in stream order (a KPL record gives several).
 
-    device_ids: n strings, "" where UNREADABLE. kind: (n,) uint8 of Kind. all_telemetry: kind is TELEMETRY throughout.
+    device_ids: n ids, "" where UNREADABLE. kind: (n,) uint8 of Kind. all_telemetry: kind is TELEMETRY throughout.
     timestamp_ms: (n,) int64, the device's time made usable: never 0, at most 5 min ahead of arrival; for HEARD and
     CONTROL the arrival time. temperature_c, battery_pct, cpu_load: (n,) float64, finite, |x| <= 1e9; 0.0 unless
     TELEMETRY. arrival_ms: (n,) int64, rising: the highest arrival seen so far in the shard. sequence: (n, 3) uint64
@@ -136,7 +137,7 @@ class Columns:
     None when n = 0. high_arrival_ms: arrival_ms' last, or what went in when n = 0.
     """
 
-    device_ids: list[str]
+    device_ids: ids.IdColumn
     kind: NDArray[np.uint8]
     all_telemetry: bool
     timestamp_ms: Int64s

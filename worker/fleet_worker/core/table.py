@@ -8,15 +8,14 @@ touched meanwhile. The table decides nothing about devices and does no I/O: it h
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_worker.core import commits, twins
+from fleet_worker.core import commits, ids, twins
 
 FREE, CLEAN, DIRTY, IN_FLIGHT, LEAVING = range(5)
 """Marks of a slot. LEAVING: clean, and its offline index entry is part of the commit in flight."""
@@ -35,14 +34,37 @@ class Snapshot:
     telemetry: bytes | None
 
 
+class SlotIds(Sequence[str]):
+    """A table's device ids by slot, "" where free; as they are at the moment of asking."""
+
+    __slots__ = ("_table",)
+
+    def __init__(self, twin_table: TwinTable) -> None:
+        self._table = twin_table
+
+    def __len__(self) -> int:
+        return self._table.used
+
+    @overload
+    def __getitem__(self, slot: int) -> str: ...
+    @overload
+    def __getitem__(self, slot: slice) -> Sequence[str]: ...
+    def __getitem__(self, slot: int | slice) -> str | Sequence[str]:
+        return self._table.slots.column[slot]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.slots.column[: self._table.used])
+
+
 class TwinTable:
     """rows: (capacity,) TWIN_DTYPE. digests: (capacity, 2) uint64, big-endian halves of MD5. profile: (capacity,) uint8.
     mark: (capacity,) uint8. device_ids: by slot, "" where free. telemetry: slot → raw Telemetry not yet committed.
     firmware: by slot, kept only while a generation matches by it. version: changes when a device comes or goes."""
 
     def __init__(self, track_firmware: bool = False) -> None:
-        self.slots: dict[str, int] = {}
-        self.device_ids: list[str] = []
+        self.slots = ids.SlotIndex()
+        self.device_ids = SlotIds(self)
+        self.used = 0  # slots below this are or were in use
         self.rows = np.zeros(0, dtype=twins.TWIN_DTYPE)
         self.digests = np.zeros((0, 2), dtype=np.uint64)
         self.profile = np.zeros(0, dtype=np.uint8)
@@ -52,6 +74,7 @@ class TwinTable:
         self.telemetry: dict[int, bytes] = {}
         self.firmware: list[str] | None = [] if track_firmware else None
         self.stored_elsewhere = 0  # twins that only the store has
+        self.stays = twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN  # flags of rows that don't leave
         self.version = 0
         self._in_flight_telemetry: dict[int, bytes] = {}
         self._deleted: set[str] = set()
@@ -65,23 +88,14 @@ class TwinTable:
 
     # ── finding and making rows ──────────────────────────────────────────────────────────────────────────────────
 
-    def lookup(self, device_ids: Sequence[str]) -> NDArray[np.int64]:
+    def lookup(self, wanted: Sequence[str]) -> NDArray[np.int64]:
         """(n,) slots, -1 where the table has no row."""
-        return np.fromiter(map(self.slots.get, device_ids, itertools.repeat(-1)), dtype=np.int64, count=len(device_ids))
+        return self.slots.find(ids.IdColumn.of(wanted))
 
     def add(self, device_id: str, digest: bytes) -> int:
         """A new all-zero, dirty row; its slot."""
-        if self._free:
-            slot = self._free.pop()
-            self.device_ids[slot] = device_id
-        else:
-            slot = len(self.device_ids)
-            if slot == len(self.rows):
-                self._grow(slot + 1)
-            self.device_ids.append(device_id)
-            if self.firmware is not None:
-                self.firmware.append("")
-        self.slots[device_id] = slot
+        slot = int(self._take_slots(1)[0])
+        self.slots.put(np.array([slot]), ids.IdColumn.of([device_id]))
         self.digests[slot] = np.frombuffer(digest, dtype=">u8")
         self.mark[slot] = DIRTY
         if device_id in self._deleted:
@@ -92,20 +106,11 @@ class TwinTable:
 
     def load(self, loaded: commits.TwinRows, firmware: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Takes rows in from the store as clean ones; their slots. None of them may be in the table."""
-        count = len(loaded.device_ids)
-        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
-        first = len(self.device_ids)
-        slots = np.array([*reused, *range(first, first + count - len(reused))], dtype=np.int64)
-        if first + count - len(reused) > len(self.rows):
-            self._grow(first + count - len(reused))
-        for slot, device_id in zip(reused, loaded.device_ids, strict=False):
-            self.device_ids[slot] = device_id
-        self.device_ids.extend(loaded.device_ids[len(reused) :])
+        slots = self._take_slots(len(loaded.device_ids))
+        self.slots.put(slots, ids.IdColumn.of(loaded.device_ids))
         if self.firmware is not None:
-            self.firmware.extend([""] * (count - len(reused)))
             for slot, version in zip(slots.tolist(), firmware or (), strict=False):
                 self.firmware[slot] = sys.intern(version)
-        self.slots.update(zip(loaded.device_ids, slots.tolist(), strict=True))
         self.write(slots, loaded.rows)
         self.digests[slots] = loaded.digests.view(">u8").reshape(-1, 2)
         self.mark[slots] = CLEAN
@@ -206,7 +211,7 @@ class TwinTable:
             state=commits.PartitionState(),
             twins=commits.TwinRows(
                 digests=self.digests[slots].astype(">u8").view("V16").reshape(-1),
-                device_ids=list(map(self.device_ids.__getitem__, slot_list)),
+                device_ids=self.slots.column.take(slots),
                 rows=rows,
                 extras=extras,
                 telemetry=list(map(telemetry.get, slot_list)),
@@ -250,10 +255,8 @@ class TwinTable:
         self.mark[slots] = DIRTY
 
     def coldest(self, count: int) -> NDArray[np.int64]:
-        """At most `count` clean slots, those whose devices were silent for longest. What the offline index can't judge
-        (overrides of the limit, stamps of forgotten devices) stays."""
-        stays = twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN
-        clean = np.flatnonzero((self.mark == CLEAN) & (self.rows["flags"] & stays == 0))
+        """At most `count` clean slots, those whose devices were silent for longest; without those that must stay."""
+        clean = np.flatnonzero((self.mark == CLEAN) & (self.rows["flags"] & self.stays == 0))
         if len(clean) <= count:
             return clean
         return clean[np.argpartition(self.rows["last_arrival_ms"][clean], count)[:count]]
@@ -273,8 +276,7 @@ class TwinTable:
 
     def _release(self, slot: int) -> None:
         self._drop_extra(slot)
-        del self.slots[self.device_ids[slot]]
-        self.device_ids[slot] = ""
+        self.slots.remove(slot)
         self.rows[slot] = np.zeros((), dtype=twins.TWIN_DTYPE)
         self.telemetry.pop(slot, None)
         self.mark[slot] = FREE
@@ -291,6 +293,16 @@ class TwinTable:
             self._free_extras.append(index - 1)
             self.extra_index[slot] = 0
 
+    def _take_slots(self, count: int) -> NDArray[np.int64]:
+        """Free slots: given back ones first, then fresh ones."""
+        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        first, self.used = self.used, self.used + count - len(reused)
+        if self.used > len(self.rows):
+            self._grow(self.used)
+        if self.firmware is not None:
+            self.firmware.extend([""] * (self.used - first))
+        return np.array([*reused, *range(first, self.used)], dtype=np.int64)
+
     def _grow(self, rows_min: int) -> None:
         self.rows = _grown(self.rows, rows_min)
         capacity = len(self.rows)
@@ -298,6 +310,7 @@ class TwinTable:
         self.profile = _grown(self.profile, capacity)
         self.mark = _grown(self.mark, capacity)
         self.extra_index = _grown(self.extra_index, capacity)
+        self.slots.make_room(capacity)
 
 
 def _key_order(digests: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_worker.core import records
+from fleet_worker.core import ids, records
 
 PADDING = bytes(512)
 """Goes after the last message, so that no read leaves the buffer: a message of this layout is at most 421 bytes long,
@@ -36,13 +36,13 @@ _BYTES_OF_WORD = np.array([2 ** (8 * count) - 1 for count in range(9)], dtype=np
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usual:
     """What was read. fits: (n,) bool, whether the message has the usual layout; elsewhere all else is meaningless.
-    timestamp_ms: (n,) int64. numbers: (3, n) float64. device_ids, firmware: n strings (firmware None unless asked
+    timestamp_ms: (n,) int64. numbers: (3, n) float64. device_ids: n. firmware: n strings (None unless asked
     for), those that don't fit ""."""
 
     fits: Bools
     timestamp_ms: records.Int64s
     numbers: records.Float64s
-    device_ids: list[str]
+    device_ids: ids.IdColumn
     firmware: list[str] | None
 
 
@@ -73,14 +73,12 @@ def read(joined: bytes, start: records.Int64s, end: records.Int64s, with_firmwar
 
     fits &= _ascii(word, id_start, id_end, fits)
     fits &= _ascii(word, strings_start, end, fits)
-    # Only ASCII is cut out below, so Latin-1 stands for UTF-8.
-    text = joined.decode("latin-1")
     return Usual(
         fits=fits,
         timestamp_ms=_seven_bit_groups(varint),
         numbers=numbers,
-        device_ids=_cut(text, id_start, id_end, fits),
-        firmware=_cut(text, firmware_start, at, fits) if with_firmware else None,
+        device_ids=_device_ids(joined, word, id_start, np.where(fits, id_length, 0)),
+        firmware=_cut(joined, firmware_start, at, fits) if with_firmware else None,
     )
 
 
@@ -118,8 +116,16 @@ def _ascii(word: records.UInt64s, first: records.Int64s, last: records.Int64s, f
     return clean
 
 
-def _cut(text: str, first: records.Int64s, last: records.Int64s, fits: Bools) -> list[str]:
+def _device_ids(joined: bytes, word: records.UInt64s, first: records.Int64s, length: records.Int64s) -> ids.IdColumn:
+    column = ids.IdColumn.cut(word, first, length)
+    for row in np.flatnonzero(length > ids.WIDTH).tolist():
+        column[row] = joined[first[row] : first[row] + length[row]].decode("ascii")
+    return column
+
+
+def _cut(joined: bytes, first: records.Int64s, last: records.Int64s, fits: Bools) -> list[str]:
     """The strings between the borders, "" for rows that don't fit."""
     if not fits.all():
         first, last = np.where(fits, first, 0), np.where(fits, last, 0)
+    text = joined.decode("latin-1")  # only ASCII is cut out, for which Latin-1 is UTF-8
     return [text[begin:finish] for begin, finish in zip(first.tolist(), last.tolist(), strict=True)]
