@@ -28,7 +28,9 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
 def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal set `stop`; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+        signals.append(signal.SIGHUP)
 
     def on_signal() -> None:
         stop.set()

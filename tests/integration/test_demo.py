@@ -23,6 +23,17 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
 
 END_S_MAX = 120.0
 
+OWN_FLEET = """\
+apiVersion: fleettwin.io/v1alpha1
+kind: DeviceFleet
+metadata: {name: mine, namespace: home}
+spec:
+  streams:
+    telemetry: {name: my-telemetry, startPosition: TrimHorizon}
+    alerts: {name: my-alerts}
+    commands: {name: my-commands}
+"""
+
 
 @contextmanager
 def demo(folder: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -115,14 +126,16 @@ def test_an_edit_of_the_fleet_file_holds_while_it_runs_and_a_signal_ends_it(tmp_
 
 
 def test_a_worker_that_dies_fails_the_demo_and_takes_the_rest_along(tmp_path: pathlib.Path) -> None:
-    port = server_process.free_port()
-    with demo(tmp_path, "--devices", "50", "--port", str(port)) as process:
+    port, own = server_process.free_port(), tmp_path / "own.yaml"
+    own.write_text(OWN_FLEET)  # names neither endpoint nor region
+    with demo(tmp_path, "--devices", "50", "--port", str(port), "--fleet-file", str(own)) as process:
         wait_for(tmp_path, r"records=[1-9]")
         children = children_of(process)
         os.kill(children["worker"].pid, signal.SIGKILL)
         assert process.wait(END_S_MAX) == 1, said(tmp_path)
         assert not any(child.is_running() for child in children.values())
     assert "The worker ended with exit code -9" in said(tmp_path)
+    assert own.read_text() == OWN_FLEET, "a user's file is only read"
 
 
 def test_children_do_not_outlive_a_demo_that_was_killed(tmp_path: pathlib.Path) -> None:

@@ -137,9 +137,10 @@ async def _set_up(
         stage.write_fleet_file(path, endpoint)
     fleet = fleet_file.load(path)
     await stage.make_streams(fleet, endpoint)
-    fleet = dataclasses.replace(fleet, aws=dataclasses.replace(fleet.aws, endpoint_url=endpoint))
+    region = fleet.aws.region or stage.REGION
+    fleet = dataclasses.replace(fleet, aws=dataclasses.replace(fleet.aws, endpoint_url=endpoint, region=region))
     # A fleet file without endpoint or region finds the emulator by these.
-    environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": fleet.aws.region or stage.REGION}
+    environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": region}
 
     _tell("starting the worker …")
     arguments = ["fleet_cli", "worker", "--fleet", str(path), "--data", str(folder / "data")]
