@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fleet_proto import fleet_pb2
-from tests.support import catching_up, edits, field, live_fleet, live_judge, proxy, streams, worker_process
+from tests.support import catching_up, edits, field, left_behind, live_fleet, live_judge, proxy, streams, worker_process
 
 TICK_S = 0.08
 TRIGGER_S_MAX = 2.0
@@ -40,6 +40,7 @@ class Run:
         self._alert_ids: list[tuple[str, str]] = []
         self._published = 0
         self.killed: list[str] = []
+        self.problems: list[str] = []
         self.stop_s = 0.0
 
     async def go(self) -> live_judge.Judgement:
@@ -69,7 +70,9 @@ class Run:
                 self._fleet, worker, began_ms + OFFLINE_SHORTEST_MS + 1_500 if waits_for_silence else 0
             )
             self.stop_s = await worker.stop()
-        return await live_judge.judged(self._fleet)
+        judgement = await live_judge.judged(self._fleet)
+        judgement.problems += self.problems
+        return judgement
 
     # Records, edits, faults
 
@@ -127,6 +130,7 @@ class Run:
                     await triggers[name]()
             worker.kill()
             self.killed.append(name)
+            self.problems += await left_behind.published_before_its_commit(self._fleet)
             if self._dice.randrange(4) == 0:
                 self._edit()  # while nobody looks
             await asyncio.sleep(self._dice.choice((0.0, 0.1, 0.8)))
@@ -143,7 +147,7 @@ class Run:
 
     async def _commit(self) -> None:
         """A transaction is being written, or was just now: its effects aren't published yet."""
-        await _changed(list(self._fleet.data_folder.glob("*/*/partitions/*/environment/data.mdb")))
+        await _changed(list(self._fleet.partitions_folder.glob("*/environment/data.mdb")))
         await asyncio.sleep(self._dice.choice((0.0, 0.0, 0.001, 0.003, 0.01)))
 
     async def _alert(self) -> None:
@@ -152,7 +156,7 @@ class Run:
         await asyncio.sleep(self._dice.choice((0.0, 0.005, 0.05)))
 
     async def _generation(self) -> None:
-        await _changed([self._fleet.data_folder / "default" / "trucks" / "generations.json"])
+        await _changed([self._fleet.partitions_folder.parent / "generations.json"])
         await asyncio.sleep(self._dice.choice((0.0, 0.001, 0.02, 0.9, 1.1)))
 
 

@@ -42,6 +42,10 @@ class LiveFleet:
         return self.folder / "data"
 
     @property
+    def partitions_folder(self) -> Path:
+        return self.data_folder / "default" / "trucks" / "partitions"
+
+    @property
     def log_path(self) -> Path:
         return self.folder / "worker.log"
 
@@ -100,4 +104,5 @@ async def made(
         for kind in (TELEMETRY, ALERTS, COMMANDS, DEAD_LETTERS):
             await kinesis.create(fleet.stream(kind), shards if kind == TELEMETRY else 1)
             stack.push_async_callback(kinesis.delete, fleet.stream(kind))
+        fleet.edit({})
         yield fleet

@@ -163,6 +163,9 @@ class Supervisor:
                     await self._inherit(held, store)
                 self._check_age(shard, store.state)
                 await self._pipe(held, store, stop)
+            elif await self._around.clock.in_thread(store.outbox):
+                # The worker died between the commit of the shard's end and the publishing of its last effects.
+                await self._pipe(held, store, stop)
             if store.state.ended:
                 held.step(lifecycle.Event.ENDED)
                 held.closed.set()
