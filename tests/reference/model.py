@@ -116,8 +116,14 @@ class ReferenceFleet:
         self._scan(self.clock_ms)
         return self._effects
 
-    def inherit(self, parents: Sequence[ReferenceFleet]) -> None:
-        """Starts as the child of these: their twins inside the own range, their time. Before the first record only."""
+    def inherit(self, parents: Sequence[ReferenceFleet]) -> list[Effect]:
+        """Starts as the child of these, read to their ends: their twins inside the own range, their time. Before the first
+        record only. Where one parent reached a generation that another didn't, that one's twins are still to be scanned
+        at its start."""
+        self._effects = []
+        reached_ms = min(max(parent.high_arrival_ms, parent.clock_ms) for parent in parents)
+        reached = [entry for entry in self.generations if entry.effective_ms <= reached_ms]
+        self._generation = reached[-1] if reached else self._generation
         for parent in parents:
             self.high_arrival_ms = max(self.high_arrival_ms, parent.high_arrival_ms)
             self.clock_ms = max(self.clock_ms, parent.clock_ms)
@@ -125,6 +131,7 @@ class ReferenceFleet:
                 if self._is_ours(device_id):
                     self.twins[device_id] = twin
         self._pass_generations(max(self.high_arrival_ms, self.clock_ms))
+        return self._effects
 
     # Time
 

@@ -89,7 +89,7 @@ async def judged(fleet: live_fleet.LiveFleet, retention_ms: int = 86_400_000) ->
             one = _modelled(fleet.identity(shard), read, left, generations, retention_ms)
             parents = [partitions[parent].model for parent in shard.parents if parent in partitions]
             if parents:
-                one.model.inherit(parents)
+                one.expected += one.model.inherit(parents)
             one.expected += one.model.apply(one.events)
             if left is not None:
                 one.expected += one.model.advance(left.clock_ms)

@@ -424,6 +424,19 @@ def test_a_child_starts_with_the_twins_of_its_range_and_its_parents_time() -> No
     assert (child.high_arrival_ms, child.clock_ms) == (T0 + 19, T0 + 1000)
 
 
+def test_a_merged_child_scans_the_slower_parents_twins_at_a_generations_start() -> None:
+    """By the rules before it, under which they were due then."""
+    patient = dataclasses.replace(rules.Rules(), offline=rules.OfflineRule(after_ms=3_600_000))
+    generations = [rules.RulesGeneration(), rules.RulesGeneration(2, T0 + 301_000, patient)]
+    parents = [model.ReferenceFleet(IDENTITY, generations) for _ in range(2)]
+    for number, parent in enumerate(parents):
+        parent.apply([Event(Kind.TELEMETRY, f"d{number}", T0, str(number + 1))])
+    assert parents[0].advance(T0 + 1_000) == []
+    assert [effect.device_id for effect in parents[1].advance(T0 + 400_000) if effect.kind == "alert"] == ["d1"]
+    child = model.ReferenceFleet(IDENTITY, generations)
+    assert [effect.device_id for effect in child.inherit(parents) if effect.kind == "alert"] == ["d0"]
+
+
 # Raw records
 
 
