@@ -34,6 +34,8 @@ class Residency:
         """Fills the table from the store. Returns offline index entries for the rows that found no room: they have to be
         committed before the clock moves."""
         table = self._engine.table
+        stored = await self._clock.in_thread(self._store.count)
+        table.reserve(min(stored, self.rows_max) if self.rows_max else stored)
         chunks = self._store.scan()
         index_added: list[tuple[int, str]] = []
         elsewhere = 0

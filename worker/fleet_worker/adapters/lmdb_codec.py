@@ -195,7 +195,7 @@ def twin_rows(pairs: Sequence[tuple[bytes, bytes]], *, with_telemetry: bool = Fa
     values = [pair[1] for pair in pairs]
     rows, extras, _ = split_values(values)
     digests = np.frombuffer(bytearray().join([key[:DIGEST_BYTES] for key in keys]), dtype=DIGEST_VOID)
-    device_ids = [key[DIGEST_BYTES:].decode() for key in keys]
+    device_ids = ids.IdColumn.of_encoded([key[DIGEST_BYTES:] for key in keys])
     telemetry: list[bytes | None] = [None] * len(keys)
     if with_telemetry:
         markers, rests = split_telemetry(values)

@@ -49,14 +49,18 @@ class IdColumn(Sequence[str]):
     def of(cls, device_ids: Sequence[str]) -> IdColumn:
         if isinstance(device_ids, IdColumn):
             return device_ids
-        encoded = list(map(str.encode, device_ids))
-        length = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        words = np.array(encoded, dtype=f"S{WIDTH}").view(np.uint64).reshape(-1, WORDS)
+        return cls.of_encoded(list(map(str.encode, device_ids)))
+
+    @classmethod
+    def of_encoded(cls, texts: list[bytes]) -> IdColumn:
+        """Of ids as UTF-8 bytes."""
+        length = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        words = np.array(texts, dtype=f"S{WIDTH}").view(np.uint64).reshape(-1, WORDS)
         too_long = np.flatnonzero(length > WIDTH)
         if len(too_long):
             words[too_long] = 0
             length[too_long] = LONG
-        return cls(words, length.astype(np.int16), {row: device_ids[row] for row in too_long.tolist()})
+        return cls(words, length.astype(np.int16), {row: texts[row].decode() for row in too_long.tolist()})
 
     @classmethod
     def cut(cls, word: NDArray[np.uint64], first: NDArray[np.int64], length: NDArray[np.int64]) -> IdColumn:

@@ -104,6 +104,11 @@ class TwinTable:
         self.version += 1
         return slot
 
+    def reserve(self, rows: int) -> None:
+        """Makes room for so many rows at once, which spares copying the table while it fills."""
+        if rows > len(self.rows):
+            self._grow(rows)
+
     def load(self, loaded: commits.TwinRows, firmware: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Takes rows in from the store as clean ones; their slots. None of them may be in the table."""
         slots = self._take_slots(len(loaded.device_ids))
