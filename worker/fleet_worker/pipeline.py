@@ -10,20 +10,18 @@ What it refuses: to read on while a commit finds no room or the outbox is full, 
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
 
-import orjson
-
-from fleet_model import hashing, partition, rules, spec
-from fleet_worker import errors, metrics, ports, publisher, residency
+from fleet_model import partition, rules, spec
+from fleet_worker import errors, metrics, ports, publisher, questions, residency, syncing
 from fleet_worker.api import directory
 from fleet_worker.core import (
     clock,
     commits,
+    dead_letters,
     deaggregate,
     decode,
     effects,
@@ -65,7 +63,7 @@ class Surroundings:
     rules_settled: asyncio.Event
 
 
-class PartitionPipeline:
+class PartitionPipeline(questions.StoreQuestions):
     """A partition that this worker owns: `run` it. It is also what the API sees of it (directory.PartitionView)."""
 
     def __init__(
@@ -76,6 +74,7 @@ class PartitionPipeline:
         source: ports.ShardSource,
         generations: Sequence[rules.RulesGeneration],
     ) -> None:
+        super().__init__(store, around.clock)
         self._around = around
         self._identity = identity
         self._store = store
@@ -88,6 +87,7 @@ class PartitionPipeline:
             generations,
         )
         self.residency = residency.Residency(store, self._engine, around.clock)
+        self._syncing = syncing.Syncing(store, around.clock, around.metrics, around.fleet.storage)
         self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics, store.outbox())
         self._told = around.metrics.partition(identity.shard_id)
         self._phase = lifecycle.Phase.RESTORING
@@ -99,12 +99,11 @@ class PartitionPipeline:
         self._dead_letters: list[records.DeadLetter] = []
         self._index_added: list[tuple[int, str]] = []
         self._reading: asyncio.Task[records.ShardBatch] | None = None
-        self._syncing: asyncio.Task[None] | None = None
         self._lag_ms: int | None = None
         self._is_behind = True
         self._records_since_commit = 0
         self._scanned_ms = 0
-        self._committed_at = self._synced_at = around.clock.monotonic()
+        self._committed_at = around.clock.monotonic()
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,15 +125,17 @@ class PartitionPipeline:
                 await self._commit_if_due()
                 while self._publisher.is_full and not stop.is_set():
                     await self._publisher.progress(OUTBOX_WAIT_S)
+                    _raise_from(publishing)
                 _raise_from(publishing)
-                _raise_from(self._syncing)
+                self._syncing.check()
             if not self._state.ended:
                 self._step(lifecycle.Event.DRAIN)
             await self._drain(stop, publishing)
             self._step(lifecycle.Event.ENDED if self._state.ended else lifecycle.Event.DRAINED)
         finally:
-            for task in (publishing, stopping, self._reading, self._syncing):
+            for task in (publishing, stopping, self._reading):
                 await _ended(task)
+            await self._syncing.ended()
 
     async def _answer(self, stopping: asyncio.Task[bool]) -> records.ShardBatch | None:
         """The shard's next answer; None when it is time to look at something else. The read goes on meanwhile."""
@@ -165,7 +166,10 @@ class PartitionPipeline:
             self._state.clock_ms, arrival_ms, batch.poll_ms, batch.millis_behind, batch.shard_ended
         )
         self._state = dataclasses.replace(self._state, clock_ms=clock_ms)
-        if clock_ms - self._scanned_ms >= SCAN_EVERY_MS or batch.shard_ended:
+        # Records take the engine past generations' starts by themselves. An empty answer's time must not be committed before
+        # a scan has: after a restart nobody would know that the one at a start, by the old rules, is still to come.
+        is_ahead = clock_ms > self._scanned_ms if not batch.data else clock_ms - self._scanned_ms >= SCAN_EVERY_MS
+        if is_ahead or batch.shard_ended:
             await self._scan(clock_ms)
         if batch.shard_ended:
             self._state = dataclasses.replace(self._state, ended=True)
@@ -194,8 +198,9 @@ class PartitionPipeline:
     async def _rules(self) -> None:
         """Takes up generations that have come. Whoever judges calls it right before, with no wait in between."""
         await self._around.rules_settled.wait()
-        if self._engine.table.firmware is None and engine.needs_firmware(self._generations):
+        while self._engine.table.firmware is None and engine.needs_firmware(self._generations):
             self._engine.start_firmware(await self.residency.firmware_of_all())
+            await self._around.rules_settled.wait()
         self._engine.set_generations(self._generations)
 
     def adopt(self, generations: Sequence[rules.RulesGeneration]) -> None:
@@ -218,29 +223,28 @@ class PartitionPipeline:
             high_arrival_ms=columns.high_arrival_ms,
         )
         self._add_effects(caused)
-        self._bury([*columns.dead_letters, *counts.second_hops])
+        for letter in (*columns.dead_letters, *counts.second_hops):
+            self._bury(letter)
 
     def _add_effects(self, caused: Sequence[effects.Effect]) -> None:
         number = self._state.outbox_next
         self._effects += [effects.OutboxEntry(number + index, effect) for index, effect in enumerate(caused)]
         self._state = dataclasses.replace(self._state, outbox_next=number + len(caused))
 
-    def _bury(self, letters: Sequence[records.DeadLetter]) -> None:
-        """Keeps dead letters, and sends them on where the fleet has a stream for them."""
-        for letter in letters:
-            self._around.metrics.dead_letters.labels(letter.reason.value).inc()
-        self._dead_letters += letters
+    def _bury(self, letter: records.DeadLetter, refused: effects.Effect | None = None) -> None:
+        """Keeps a dead letter, and sends it on where the fleet has a stream for them. refused: the effect it is about."""
+        self._around.metrics.dead_letters.labels(letter.reason.value).inc()
+        self._dead_letters.append(letter)
         if self._around.fleet.streams.dead_letter is not None:
-            self._add_effects([_dead_letter_effect(self._identity, letter) for letter in letters])
+            self._add_effects([dead_letters.envelope(self._identity, letter, refused)])
 
     def _bury_refused(self, refused: Sequence[tuple[effects.Effect, str]]) -> None:
-        """A refused dead letter is only kept: sending it on again would never end."""
-        self._bury(
-            [_refused(effect, why) for effect, why in refused if effect.target is not effects.Target.DEAD_LETTER]
-        )
+        """A refused dead letter was kept when it came up: sending it on again would never end."""
         for effect, why in refused:
             if effect.target is effects.Target.DEAD_LETTER:
                 log.error("partition %s: the dead-letter stream refuses a record: %s", self._identity.shard_id, why)
+            else:
+                self._bury(dead_letters.of_refused(effect, why), effect)
 
     # ── commits ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -263,7 +267,7 @@ class PartitionPipeline:
             or len(self._effects) >= EFFECTS_A_COMMIT_MAX
         ):
             await self._commit()
-        self._sync_if_due()
+        self._syncing.if_due()
 
     async def _commit(self) -> None:
         """Makes everything so far durable, waiting for room on the disk as long as it takes; a stopping worker doesn't
@@ -314,35 +318,23 @@ class PartitionPipeline:
         self._records_since_commit = 0
         self._committed_at = self._around.clock.monotonic()
 
-    def _sync_if_due(self) -> None:
-        """An fsync now and then, beside the loop: nothing waits for it."""
-        now = self._around.clock.monotonic()
-        interval_s = self._around.fleet.storage.sync_interval_ms / 1000
-        if now - self._synced_at < interval_s or (self._syncing is not None and not self._syncing.done()):
-            return
-        if self._around.fleet.storage.sync is spec.Sync.COMMIT:
-            return
-        self._synced_at = now
-        self._syncing = asyncio.create_task(self._sync())
-
-    async def _sync(self) -> None:
-        with self._around.metrics.sync.time():
-            await self._around.clock.in_thread(self._store.sync)
-
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _restore(self) -> None:
         """Fills the table. Rows without room are indexed, durably, before the clock moves."""
-        self._engine.resume(max(self._state.clock_ms, self._state.high_arrival_ms))
+        # A child has its first clock from the slowest of its parents and its highest arrival from the quickest: the scans at
+        # generations' starts in between are still to come for some of its twins.
+        has_begun = bool(self._state.position.sequence_number)
+        self._engine.resume(max(self._state.clock_ms, self._state.high_arrival_ms if has_begun else 0))
         self._index_added = await self.residency.restore()
         if self._index_added:
             await self._commit()
 
     async def _drain(self, stop: asyncio.Event, publishing: asyncio.Task[None]) -> None:
         """The last commits. A shard that ended waits for its outbox as long as it takes; a stopping worker, DRAIN_S."""
-        await self._commit()
         deadline = self._around.clock.monotonic() + DRAIN_S
-        while len(self._publisher) and not publishing.done():
+        await self._commit()
+        while len(self._publisher):
             if stop.is_set() and self._around.clock.monotonic() >= deadline:
                 log.warning(
                     "partition %s: %d effects stay in the outbox until the next start",
@@ -351,7 +343,9 @@ class PartitionPipeline:
                 )
                 break
             await self._publisher.progress(OUTBOX_WAIT_S)
-        _raise_from(publishing)
+            _raise_from(publishing)
+            if not len(self._publisher):
+                await self._commit()  # which may bring dead letters of effects that were refused
         await self._commit()
 
     def _step(self, event: lifecycle.Event) -> None:
@@ -392,70 +386,10 @@ class PartitionPipeline:
     def engine(self) -> engine.TwinEngine:
         return self._engine
 
-    async def telemetry(self, device_ids: Sequence[str]) -> dict[str, bytes]:
-        return await self._around.clock.in_thread(functools.partial(self._store.telemetry, device_ids))
 
-    async def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:
-        return await self._around.clock.in_thread(functools.partial(self._store.fetch, device_ids))
-
-    async def stored(self, key_range: hashing.HashKeyRange) -> directory.StoredRows:
-        def read() -> directory.StoredRows:
-            chunks = self._store.scan(key_range)
-            first = next(chunks, None)
-            if first is None:
-                return directory.StoredRows(commits.no_rows(), complete=True)
-            return directory.StoredRows(first, complete=next(chunks, None) is None)
-
-        return await self._around.clock.in_thread(read)
-
-    async def dead_letters(self, limit: int) -> list[records.DeadLetter]:
-        return await self._around.clock.in_thread(functools.partial(self._store.dead_letters, limit))
-
-
-def _dead_letter_effect(identity: partition.PartitionIdentity, letter: records.DeadLetter) -> effects.Effect:
-    """The envelope on the dead-letter stream, JSON; see docs/reference/messages.md."""
-    position = partition.Position(letter.sequence_number, letter.subsequence_number)
-    effect_id = effects.effect_id(identity, letter.device_id, "dead_letter", letter.reason, "firing", position, 0)
-    envelope = {
-        "dead_letter_id": effect_id,
-        "reason": letter.reason.value,
-        "detail": letter.detail,
-        "device_id": letter.device_id,
-        "fleet": f"{identity.namespace}/{identity.fleet}",
-        "stream": identity.stream,
-        "shard_id": identity.shard_id,
-        "sequence_number": letter.sequence_number,
-        "subsequence_number": letter.subsequence_number,
-        "arrival_ms": letter.arrival_ms,
-        "size_bytes": letter.size_bytes,
-        "data_base64": base64.b64encode(letter.data).decode(),
-    }
-    return effects.Effect(
-        effects.Target.DEAD_LETTER,
-        effect_id,
-        "dead_letter",
-        letter.device_id or identity.shard_id,
-        letter.arrival_ms,
-        orjson.dumps(envelope),
-    )
-
-
-def _refused(effect: effects.Effect, why: str) -> records.DeadLetter:
-    return records.DeadLetter(
-        reason=records.Reason.REFUSED_BY_KINESIS,
-        detail=f"{effect.target.value}: {why}",
-        device_id=effect.partition_key,
-        sequence_number="",
-        subsequence_number=0,
-        arrival_ms=effect.arrival_ms,
-        data=effect.data[: decode.DEAD_LETTER_BYTES_MAX],
-        size_bytes=len(effect.data),
-    )
-
-
-def _raise_from(task: asyncio.Task[None] | None) -> None:
+def _raise_from(task: asyncio.Task[None]) -> None:
     """A helper task that ended did so by an error: it ends the partition."""
-    if task is not None and task.done() and not task.cancelled():
+    if task.done() and not task.cancelled():
         task.result()
 
 
