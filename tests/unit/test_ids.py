@@ -45,6 +45,7 @@ def test_the_index_is_a_dict(seed: int) -> None:
     for _ in range(400):
         names = list({_name(randomness) for _ in range(randomness.randint(1, 30))})
         assert index.find(ids.IdColumn.of(names)).tolist() == [expected.get(name, -1) for name in names]
+        assert [index.get(name) for name in names] == [expected.get(name, -1) for name in names]
         new = [name for name in names if name not in expected]
         slots = [free.pop() for _ in new]
         index.put(np.array(slots, dtype=np.int64), ids.IdColumn.of(new))

@@ -38,8 +38,9 @@ def matching_slots(partition: directory.PartitionView, wanted: Wanted, slots: ND
     if wanted.profile is not None:
         slots = slots[np.isin(twin_table.profile[slots], profile_indices(judging, wanted.profile))]
     if wanted.prefix:
-        device_ids, prefix = twin_table.device_ids, wanted.prefix
-        slots = np.array([slot for slot in slots.tolist() if device_ids[slot].startswith(prefix)], dtype=np.int64)
+        device_ids, prefix = twin_table.device_ids.at(slots), wanted.prefix
+        matches = [device_id.startswith(prefix) for device_id in device_ids]
+        slots = slots[np.array(matches, dtype=np.bool_)]
     if wanted.health_below is not None:
         overrides = np.zeros((len(slots), 3))
         indices = twin_table.extra_index[slots]

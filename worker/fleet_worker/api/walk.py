@@ -221,10 +221,10 @@ def _smallest_keys(
     if len(slots) > enough:
         smallest = high <= np.partition(high, enough)[enough]
         slots, high, low = slots[smallest], high[smallest], low[smallest]
-    device_ids = twin_table.device_ids
+    device_ids = twin_table.device_ids.at(slots)
     keys = (
-        (upper << 64 | lower, device_ids[slot])
-        for upper, lower, slot in zip(high.tolist(), low.tolist(), slots.tolist(), strict=True)
+        (upper << 64 | lower, device_id)
+        for upper, lower, device_id in zip(high.tolist(), low.tolist(), device_ids, strict=True)
     )
     return [key for key in keys if after < key <= until]
 
@@ -277,7 +277,8 @@ async def _take(
 
 async def _strays(partition: directory.PartitionView, keys: Sequence[Key]) -> dict[Key, tuple[np.void, np.void]]:
     """Twins that left the table after their keys were found."""
-    gone = [key for key in keys if key[1] not in partition.engine.table.slots]
+    slots = partition.engine.table.lookup([device_id for _, device_id in keys])
+    gone = [key for key, slot in zip(keys, slots.tolist(), strict=True) if slot < 0]
     if not gone or not partition.engine.table.stored_elsewhere:
         return {}
     rows = await partition.fetch([key[1] for key in gone])
@@ -297,11 +298,10 @@ async def one(partition: directory.PartitionView, device_id: str) -> Stretch | N
 def _profiles(partition: directory.PartitionView, found: views.Twins) -> list[int]:
     """Profile indices: the table's, or for a twin outside of it determined as the engine does."""
     engine = partition.engine
-    slots = engine.table.slots
+    slots = engine.table.lookup(found.device_ids).tolist()
     generation = engine.context.limits.generation
     profiles: list[int] = []
-    for device_id, raw in zip(found.device_ids, found.telemetry, strict=True):
-        slot = slots.get(device_id, -1)
+    for slot, device_id, raw in zip(slots, found.device_ids, found.telemetry, strict=True):
         if slot >= 0:
             profiles.append(int(engine.table.profile[slot]))
         elif not generation.profiles:

@@ -7,6 +7,7 @@ in a dict. Equality is always that of all bytes; the hash only says where to loo
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -26,6 +27,8 @@ _MULTIPLIERS = np.array(
     dtype=np.uint64,
 )
 _SHIFT = np.uint64(29)
+_WORDS = struct.Struct(f"<{WORDS}Q")
+_WORD_MAX = 2**64 - 1
 _BYTES_OF_WORD = np.array([2 ** (8 * count) - 1 for count in range(9)], dtype=np.uint64)
 
 
@@ -167,8 +170,21 @@ class SlotIndex:
         return self.get(device_id) >= 0
 
     def get(self, device_id: str, default: int = -1) -> int:
-        slot = int(self.find(IdColumn.of([device_id]))[0])
-        return default if slot < 0 else slot
+        """One id's slot: `find` without NumPy, whose calls cost more than a few probes."""
+        text = device_id.encode()
+        if len(text) > WIDTH:
+            return self._long.get(device_id, default)
+        mixed = len(text)
+        for word, multiplier in zip(_WORDS.unpack(text.ljust(WIDTH, b"\0")), _MULTIPLIERS.tolist(), strict=True):
+            mixed = ((mixed ^ word) * multiplier) & _WORD_MAX
+            mixed ^= mixed >> int(_SHIFT)
+        mask = len(self._buckets) - 1
+        bucket = mixed & mask
+        while (entry := int(self._buckets[bucket])) != FREE:
+            if entry > 0 and int(self._hashes[entry - 1]) == mixed and self.column[entry - 1] == device_id:
+                return entry - 1
+            bucket = (bucket + 1) & mask
+        return default
 
     def find(self, wanted: IdColumn) -> NDArray[np.int64]:
         """(n,) slots, -1 where the index hasn't got the id."""

@@ -55,6 +55,10 @@ class SlotIds(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.slots.column[: self._table.used])
 
+    def at(self, slots: NDArray[np.int64]) -> ids.IdColumn:
+        """Those of (n,) slots, copied; far cheaper than one by one."""
+        return self._table.slots.column.take(slots)
+
 
 class TwinTable:
     """rows: (capacity,) TWIN_DTYPE. digests: (capacity, 2) uint64, big-endian halves of MD5. profile: (capacity,) uint8.
