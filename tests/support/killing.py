@@ -88,7 +88,7 @@ class Run:
     def _bring_faults(self, faults: proxy.FaultProxy) -> None:
         """Slow puts keep effects for long between their commit and their acknowledgement."""
         dice = self._dice
-        rules = [proxy.Rule("PutRecords", times=1, delay_s=dice.choice((0.02, 0.2, 0.5))) for _ in range(25)]
+        rules = [proxy.Rule("PutRecords", times=1, delay_s=dice.choice((0.02, 0.3, 1.5))) for _ in range(25)]
         rules += [proxy.Rule("PutRecords", lose_reply=True) for _ in range(3)]
         rules += [proxy.Rule("PutRecords", fail=frozenset({dice.randrange(3)})) for _ in range(4)]
         rules += [proxy.Rule("PutRecords", throttle=True), proxy.Rule("GetRecords", throttle=True)]

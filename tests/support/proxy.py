@@ -50,15 +50,17 @@ class Rule:
 class FaultProxy:
     """millis_behind: what GetRecords answers tell, None = upstream's own. date_shift_ms: added to each Date header.
 
-    calls: how many came in, by operation. endpoint_url: where to send them.
+    holds_back: GetRecords brings nothing, as Kinesis does on its way through a gap, and the next iterator is the same.
+    calls: how many came in, by operation. endpoint_url: where to send them. upstream: where they go.
     """
 
     def __init__(self, upstream: str) -> None:
         self.millis_behind: int | None = None
+        self.holds_back = False
         self.date_shift_ms = 0
         self.calls: collections.Counter[str] = collections.Counter()
         self.endpoint_url = ""
-        self._upstream = upstream
+        self.upstream = upstream
         self._rules: list[Rule] = []
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
@@ -73,7 +75,7 @@ class FaultProxy:
 
     def forward_to(self, upstream: str) -> None:
         """From now on; upstream may be away, which callers see as a server error."""
-        self._upstream = upstream
+        self.upstream = upstream
 
     async def __aenter__(self) -> FaultProxy:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=UPSTREAM_S_MAX))
@@ -108,6 +110,8 @@ class FaultProxy:
             return self._error(500, "InternalFailure")
         if rule.fail and operation == "PutRecords":
             return await self._put_in_part(request, body, rule.fail)
+        if self.holds_back and operation == "GetRecords":
+            return self._nothing(body)
         status, headers, answer = await self._forward(request, body)
         if rule.lose_reply:
             assert request.transport is not None
@@ -128,7 +132,7 @@ class FaultProxy:
     async def _forward(self, request: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
         assert self._session is not None
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
-        async with self._session.post(self._upstream, data=body, headers=headers) as answer:
+        async with self._session.post(self.upstream, data=body, headers=headers) as answer:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_HEADERS}
             return answer.status, kept, await answer.read()
 
@@ -148,6 +152,12 @@ class FaultProxy:
         outcomes = [refused if index in fail else next(taken) for index in range(len(entries))]
         answer |= {"Records": outcomes, "FailedRecordCount": sum("ErrorCode" in outcome for outcome in outcomes)}
         return web.Response(headers=self._shifted(headers), body=orjson.dumps(answer))
+
+    def _nothing(self, body: bytes) -> web.Response:
+        again = orjson.loads(body)["ShardIterator"]
+        answer = {"Records": [], "NextShardIterator": again, "MillisBehindLatest": self.millis_behind or 0}
+        headers = self._shifted({"Content-Type": "application/x-amz-json-1.1"})
+        return web.Response(headers=headers, body=orjson.dumps(answer))
 
     def _error(self, status: int, code: str) -> web.Response:
         headers = self._shifted({"Content-Type": "application/x-amz-json-1.1"})
