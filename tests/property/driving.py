@@ -148,6 +148,8 @@ class _Driver:
             if engine.needs_firmware(generations[: self.known]) and not tracked:
                 self._start_firmware()
             self.engine.set_generations(generations[: self.known])
+            # The page's one exception: whoever is offline and outside the table when repeats begin isn't reported again.
+            self.store.load_into(self.engine, self.store.twins)
 
     def _start_firmware(self) -> None:
         """As the worker does when the rules begin to look at firmware: it is read from the last Telemetry of each twin."""

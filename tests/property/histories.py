@@ -17,7 +17,7 @@ from hypothesis import strategies
 from fleet_model import hashing, partition, rules
 from fleet_proto import fleet_pb2
 from tests.reference import model, raw
-from tests.reference.words import EVERY_RULE, OFFLINE, Control
+from tests.reference.words import EVERY_RULE, OFFLINE, Control, Effect
 
 BASE_MS = 1_750_000_000_000
 BASE_SEQUENCE = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898
@@ -27,6 +27,7 @@ DEVICES = ("truck-1", "truck-2", "drone-7", "zähler-3", "m")
 FIRMWARES = ("", "1.0", "2.0")
 TEMPERATURES = (60.0, 60.0000001, 61.0, 75.0, 58.0, 57.9, 20.0, -0.0, 59.99999999999999, 1e9, -1e9, 0.1)
 LOADS = (0.0, 0.1, 0.2999999999, 0.3, 0.3000001, 0.5, 1.0)
+CALM_STEPS_MS = (30_000, 60_000, 90_000, 90_000, 90_000, 120_000, 149_000)
 STEPS_MS = (0, 0, 1, 7, 999, 1000, 10_000, 10_000, 10_000, 29_999, 30_000, 60_000, 120_000, 300_000, 300_001, 1_200_000)
 RARE_STEPS_MS = (HOUR_MS // 2, HOUR_MS, 3 * HOUR_MS, RETENTION_MS - 1, RETENTION_MS, 25 * HOUR_MS)
 
@@ -93,6 +94,7 @@ class _Device:
     idle: bool = True
     firmware: str = ""
     rising_late_ms: int = 0
+    drain: float = 0.0
 
 
 def draw(dice: random.Random, records_max: int = 60, crowd: int = 0) -> History:
@@ -116,7 +118,8 @@ class _Drawing:
         self.clock_ms = 0
         self.high_arrival_ms = 0
         self.sequence = BASE_SEQUENCE
-        self.alert_ids: list[str] = []
+        self.alert_ids: dict[str, list[str]] = {}
+        self.is_crowded = self.is_calm = False
 
     def chance(self, percent: int) -> bool:
         """Shrinks to False."""
@@ -124,11 +127,12 @@ class _Drawing:
 
     def history(self, records_max: int, crowd: int) -> History:
         self.is_crowded = crowd > 0
+        self.is_calm = not crowd and self.chance(25)  # a device or two, idle for hours: what the battery rule looks at
         strict = not self.chance(15)
-        devices = [_Device(device_id) for device_id in DEVICES[: self.dice.randint(1, len(DEVICES))]]
+        devices = [_Device(device_id) for device_id in DEVICES[: self.dice.randint(1, 2 if self.is_calm else 5)]]
         devices += [_Device(f"truck-{number}") for number in range(1000, 1000 + crowd)]
         for device in devices:
-            if self.chance(25):
+            if self.chance(10 if self.is_calm else 25):
                 device.clock_offset_ms = self.dice.choice((-HOUR_MS, HOUR_MS, 100_000, 300_000, 300_001, -5_000))
         key_range = hashing.HashKeyRange()
         if self.chance(10):
@@ -137,9 +141,9 @@ class _Drawing:
         generations = draw_generations(self.dice)
         self.reference = model.ReferenceFleet(identity, generations, RETENTION_MS)
         steps: list[Step] = []
-        for _ in range(self.dice.randint(1, records_max)):
+        for _ in range(records_max if crowd or self.is_calm else self.dice.randint(1, records_max)):
             self._pass_time()
-            if self.chance(10):
+            if self.chance(1 if self.is_crowded else 10):
                 steps.append(self._idle())
             steps.append(self._record(devices, strict))
         final_clock_ms = max(self.now_ms, self.high_arrival_ms, self.clock_ms)
@@ -150,6 +154,9 @@ class _Drawing:
         if self.is_crowded and not self.chance(2):
             self.now_ms += self.dice.choice((0, 1, 7, 200))
             return
+        if self.is_calm and not self.chance(3):
+            self.now_ms += self.dice.choice(CALM_STEPS_MS)
+            return
         rare = self.chance(6)
         self.now_ms += self.dice.choice(RARE_STEPS_MS if rare else STEPS_MS)
 
@@ -158,8 +165,10 @@ class _Drawing:
         self._learn(self.reference.advance(self.clock_ms))
         return Idle(self.clock_ms)
 
-    def _learn(self, effects: Sequence[object]) -> None:
-        self.alert_ids += [effect.effect_id for effect in effects if effect.kind == "alert"]  # type: ignore[attr-defined]
+    def _learn(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if effect.kind == "alert" and effect.state == "firing":
+                self.alert_ids.setdefault(effect.device_id, []).append(effect.effect_id)
 
     def _record(self, devices: list[_Device], strict: bool) -> raw.RawRecord:
         arrival_ms = self.now_ms - (self.dice.choice((1, 40, 3000)) if self.chance(10) else 0)
@@ -178,7 +187,7 @@ class _Drawing:
 
     def _message(self, device: _Device) -> tuple[str, bytes]:
         kind = self.dice.randint(0, 99)
-        if kind < 82:
+        if kind < (90 if self.is_calm else 82):
             message = self._telemetry(device)
         elif kind < 94:
             message = raw.control_message(device.device_id, self._control(device))
@@ -202,18 +211,22 @@ class _Drawing:
         dice = self.dice
         if self.chance(10):
             device.hot = not device.hot
-        if self.chance(8):
+        if self.chance(2 if self.is_calm else 8):
             device.idle = not device.idle
         if self.chance(6):
+            device.drain = dice.choice((0.0, 0.01, 0.25, 0.25, 1.5))
+        if self.chance(6):
             device.firmware = dice.choice(FIRMWARES)
-        if self.chance(3):
+        if self.chance(0 if self.is_calm else 3):
             device.clock_offset_ms -= HOUR_MS  # set back
-        if device.idle:
+        if self.is_calm:
+            device.battery -= device.drain if device.idle else -1.0
+        elif device.idle:
             device.battery -= dice.choice((0.0, 0.01, 0.123456789, 1.0, 3.0))
         else:
             device.battery += dice.choice((-1.0, 0.0, 0.5, 2.0))
         if not 0 <= device.battery <= 100:
-            device.battery = 80.0
+            device.battery = 100.0 if self.is_calm else 80.0
         temperature = dice.choice((61.0, 75.0, 60.0000001) if device.hot else (20.0, 57.0, 58.0, 60.0))
         if self.chance(15):
             temperature = dice.choice(TEMPERATURES) if self.chance(70) else dice.randint(-500_000, 900_000) / 10_007
@@ -230,10 +243,10 @@ class _Drawing:
 
     def _timestamp(self, device: _Device) -> int:
         normal = self.now_ms + device.clock_offset_ms
-        kind = self.dice.randint(0, 99)
+        kind = 0 if self.is_calm and not self.chance(5) else self.dice.randint(0, 99)
         if device.rising_late_ms:  # a run of late records, each later than the one before
             device.rising_late_ms += self.dice.choice((1, 20_000, 40_000))
-            if kind < 90:
+            if 0 < kind < 90:
                 return device.rising_late_ms
             device.rising_late_ms = 0
         if kind < 80:
@@ -268,7 +281,9 @@ class _Drawing:
         if instruction == "clear_override":
             return Control(instruction, issued_ms, dice.choice((EVERY_RULE, 0, 1, OFFLINE)))
         if instruction == "acknowledge":
-            ids = [*self.alert_ids[-6:], "0" * 32]
+            self._learn(self.reference.advance(self.high_arrival_ms))  # an offline alert may be due just now
+            own, every = self.alert_ids.get(device.device_id, []), [*self.alert_ids.values()]
+            ids = [*own[-1:] * 4, *own[-4:], *(ids[-1] for ids in every), "0" * 32]
             return Control(instruction, issued_ms, alert_id=dice.choice(ids))
         return Control(instruction, issued_ms)
 
@@ -331,7 +346,7 @@ def draw_rules(dice: random.Random) -> rules.Rules:
             hysteresis=dice.choice((2.0, 0.0, 5.0)),
             severity=dice.choice(rules.SEVERITIES),
             command=dice.choice(("cool_down", "reboot", None)),
-            resolved_notice=often(False),
+            resolved_notice=dice.choice((True, False)),
         ),
         rules.BatteryRule(
             enabled=often(True),
@@ -342,7 +357,7 @@ def draw_rules(dice: random.Random) -> rules.Rules:
             hysteresis=dice.choice((1.0, 0.0)),
             severity=dice.choice(rules.SEVERITIES),
             command=dice.choice(("reduce_duty", None)),
-            resolved_notice=often(False),
+            resolved_notice=dice.choice((True, False)),
         ),
         rules.OfflineRule(
             enabled=often(True),
