@@ -47,7 +47,7 @@ install_with_uv() {
     "${pip[@]}" install --no-deps --require-hashes --only-binary :all: -r "$folder/uv.txt" || return 1
   fi
   index=$("${pip[@]}" config get global.index-url 2>/dev/null) && export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
-  "$uv" pip install --quiet --python "$folder/bin/python" --require-hashes --only-binary :all: -r "$requirements"
+  "$uv" pip install --quiet --system-certs --python "$folder/bin/python" --require-hashes --only-binary :all: -r "$requirements"
 }
 
 install_with_uv || "${pip[@]}" install --require-hashes --only-binary :all: -r "$requirements"
