@@ -55,7 +55,8 @@ class Residency:
             return
         rows = await self._clock.in_thread(lambda: self._store.fetch(device_ids))
         table = self._engine.table
-        absent = [index for index, device_id in enumerate(rows.device_ids) if device_id not in table.slots]
+        only_stored = set(table.only_stored(rows.device_ids))
+        absent = [index for index, device_id in enumerate(rows.device_ids) if device_id in only_stored]
         if not absent:
             return
         if len(absent) < len(rows.device_ids):

@@ -33,6 +33,8 @@ from fleet_worker.core import (
 )
 
 SCAN_CHUNK_ROWS = 65_536
+SETTLE_ROWS = 512
+"""Devices that are told offline before a scan looks whether it has told enough."""
 FORGOTTEN = hearing.FORGOTTEN
 Counts = contexts.Counts
 
@@ -55,7 +57,8 @@ class TwinEngine:
         self.settings = settings
         self._generations = tuple(generations)
         self._index = 0
-        self._next_due_ms = 0  # no offline scan before this time can find anything
+        self._next_due_ms = 0  # no scan before this time can find anything
+        self._least_override_ms = offline.NEVER_MS  # the shortest offline limit of a device's own, by the last scan
         self.table = table.TwinTable(track_firmware=needs_firmware(generations))
         self.table.stays = _stays(generations)
         emitter = emit.Emitter(settings.identity, settings.alert_format, settings.command_format)
@@ -110,20 +113,28 @@ class TwinEngine:
             for slot in slots.tolist()
         ]
 
-    def _next_start_ms(self) -> int | None:
+    @property
+    def next_start_ms(self) -> int | None:
+        """When the generation after the one in force starts; None when none is known."""
         following = self._index + 1
         return self._generations[following].effective_ms if following < len(self._generations) else None
 
+    def start_next_generation(self) -> None:
+        """The next one holds from here on. At its start a scan by the rules in force has found all that was due."""
+        start_ms = self.next_start_ms
+        assert start_ms is not None, "there is no next generation"
+        matches = _matches(self.generation)
+        self._index = rules.generation_index(self._generations, start_ms)
+        self.context.limits = limits.Limits(self._generations[self._index])
+        if _matches(self.generation) != matches:
+            self._assign_profiles(self.table.live_slots())
+        self._next_due_ms = 0
+
     def _pass_generations(self, time_ms: int, out: list[effects.Effect]) -> None:
         """At each generation that starts by time_ms: one scan by the old rules, then the new ones hold."""
-        start_ms = self._next_start_ms()
-        while start_ms is not None and start_ms <= time_ms:
-            self._scan(start_ms, out)
-            self._index = rules.generation_index(self._generations, start_ms)
-            self.context.limits = limits.Limits(self._generations[self._index])
-            self._assign_profiles(self.table.live_slots())
-            self._next_due_ms = 0
-            start_ms = self._next_start_ms()
+        while (start_ms := self.next_start_ms) is not None and start_ms <= time_ms:
+            out += self.scan(start_ms)
+            self.start_next_generation()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,33 +142,44 @@ class TwinEngine:
         """The partition clock has reached clock_ms: offline devices are found, forgotten ones' stamps purged."""
         out: list[effects.Effect] = []
         self._pass_generations(clock_ms, out)
-        self._scan(clock_ms, out)
+        return out + self.scan(clock_ms)
+
+    def scan(self, time_ms: int, effects_max: int = sys.maxsize) -> list[effects.Effect]:
+        """What is due by time_ms, by the rules in force. When a whole fleet went silent that is much: with effects_max or more
+        in the answer there may be more, and it is to be called again."""
+        out: list[effects.Effect] = []
+        if time_ms < self._next_due_ms:
+            return out
+        next_ms, used = offline.NEVER_MS, len(self.table.device_ids)
+        self._least_override_ms = offline.NEVER_MS
+        for first in range(0, used, SCAN_CHUNK_ROWS):
+            due_ms = self._due_ms(slice(first, min(first + SCAN_CHUNK_ROWS, used)))
+            is_due = due_ms <= time_ms
+            next_ms = min(next_ms, int(due_ms.min(where=~is_due, initial=offline.NEVER_MS)))
+            slots = np.flatnonzero(is_due) + first
+            for at in range(0, len(slots), SETTLE_ROWS):
+                if len(out) >= effects_max:
+                    return out
+                next_ms = time_ms  # a device that fires may be due again, and that isn't known yet
+                some = slots[at : at + SETTLE_ROWS]
+                self._settle(some, np.full(len(some), time_ms), out)
+        self._next_due_ms = next_ms
         return out
 
-    def _scan(self, clock_ms: int, out: list[effects.Effect]) -> None:
-        """Finds what is due in one pass over two columns, and when the next pass can find something at the earliest:
-        a device that speaks is only due later."""
-        if clock_ms < self._next_due_ms:
-            return
-        used = len(self.table.device_ids)
-        rows, mark = self.table.rows, self.table.mark
-        least_ms = self.context.limits.offline_least_ms()
-        not_watched = FORGOTTEN if self.context.limits.offline_repeat_ms.any() else FORGOTTEN | offline.OPEN
-        oldest_ms = clock_ms
-        for first in range(0, used, SCAN_CHUNK_ROWS):
-            part = slice(first, min(first + SCAN_CHUNK_ROWS, used))
-            arrival_ms, flags = rows["last_arrival_ms"][part], rows["flags"][part]
-            in_use = (mark[part] != table.FREE) & (arrival_ms > 0)
-            watched = in_use & (flags & not_watched == 0)
-            special = in_use & (flags & (twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN) != 0)
-            due = watched & (arrival_ms <= clock_ms - least_ms)
-            waiting = arrival_ms[watched & ~due]
-            oldest_ms = min(oldest_ms, int(waiting.min(initial=clock_ms)))
-            if special.any() or due.any():
-                oldest_ms = clock_ms - least_ms  # theirs to say when; look again each time
-                slots = np.flatnonzero(due | special) + first
-                self._settle(slots, np.full(len(slots), clock_ms), out)
-        self._next_due_ms = oldest_ms + least_ms
+    def _due_ms(self, part: slice) -> records.Int64s:
+        """When each slot of a part of the table is due next: to be told offline, or to be purged."""
+        due_ms = offline.due_ms(self.context, part)
+        rows = self.table.rows[part]
+        flags, arrival_ms = rows["flags"], rows["last_arrival_ms"]
+        overridden = np.flatnonzero(flags & offline.OVERRIDE)
+        if len(overridden):
+            after_ms = self.context.limits.offline(self.table, overridden + part.start, flags[overridden])
+            self._least_override_ms = min(self._least_override_ms, int(after_ms.min()))
+        stamps = flags & (FORGOTTEN | twins.Flag.ANY_OVERRIDE) == FORGOTTEN
+        if stamps.any():
+            due_ms[stamps] = arrival_ms[stamps] + self.settings.retention_ms
+        due_ms[self.table.mark[part] == table.FREE] = offline.NEVER_MS
+        return due_ms
 
     def _settle(self, slots: NDArray[np.int64], time_ms: records.Int64s, out: list[effects.Effect]) -> None:
         rows = self.table.read(slots)
@@ -181,20 +203,18 @@ class TwinEngine:
 
     def missing(self, columns: records.Columns) -> list[str]:
         """Device ids that only the store may have; to be loaded before apply."""
-        if not self.table.stored_elsewhere:
-            return []
-        slots = self.table.slots
-        return list({device_id for device_id in columns.device_ids if device_id not in slots} - {""})
+        return self.table.only_stored(columns.device_ids)
 
     def apply(self, columns: records.Columns) -> list[effects.Effect]:
         """Judges the records in stream order; every stored twin among them is in the table."""
         out: list[effects.Effect] = []
         count, first = len(columns), 0
         if count:
-            due_ms = int(columns.arrival_ms[0]) + self.context.limits.offline_least_ms()
-            self._next_due_ms = min(self._next_due_ms, due_ms)
+            # Whoever speaks now is due this much later at the earliest; whoever is silent, when the last scan said.
+            least_ms = min(self.context.limits.offline_least_ms(), self._least_override_ms)
+            self._next_due_ms = min(self._next_due_ms, int(columns.arrival_ms[0]) + least_ms)
         while first < count:
-            start_ms = self._next_start_ms()
+            start_ms = self.next_start_ms
             end = count if start_ms is None else int(np.searchsorted(columns.arrival_ms, start_ms, side="left"))
             if end > first:
                 self._judge(columns, first, end, out)
@@ -325,9 +345,16 @@ def needs_firmware(generations: Sequence[rules.RulesGeneration]) -> bool:
     return any(generation.matches_firmware for generation in generations)
 
 
+def _matches(generation: rules.RulesGeneration) -> list[rules.Match]:
+    """What decides a device's profile index: only when it changes the profiles have to be determined anew."""
+    return [profile.match for profile in generation.profiles]
+
+
 def _stays(generations: Sequence[rules.RulesGeneration]) -> twins.Flag:
     """Rows with these flags stay in the table: the offline index can't say when they are due. Offline devices are among
     them where a generation repeats their alert."""
-    every = [entry for known in generations for entry in (known.default, *(profile.rules for profile in known.profiles))]
+    every = [
+        entry for known in generations for entry in (known.default, *(profile.rules for profile in known.profiles))
+    ]
     repeats = any(entry.offline.repeat_interval_ms for entry in every)
     return twins.Flag.OVERRIDE_OFFLINE | twins.Flag.FORGOTTEN | (twins.Flag.OPEN_OFFLINE if repeats else 0)

@@ -52,8 +52,9 @@ class Limits:
         return self._over(twin_table, slots, flags, rules.OFFLINE, self.offline_after_ms)
 
     def offline_least_ms(self) -> int:
-        """No device without an override goes offline before it was silent for this long."""
-        return int(self.offline_after_ms.min())
+        """No device without an override goes offline before it was silent for this long; where the rule is off for all,
+        longer than any time."""
+        return int(self.offline_after_ms[self.offline_enabled].min(initial=2**62))
 
     @staticmethod
     def _over(

@@ -12,7 +12,34 @@ from fleet_model import rules
 from fleet_worker.core import contexts, effects, emit, records, twins
 
 OPEN = np.uint16(twins.Flag.OPEN_OFFLINE)
+ACKNOWLEDGED = np.uint16(twins.Flag.ACKNOWLEDGED_OFFLINE)
+OVERRIDE = np.uint16(twins.Flag.OVERRIDE_OFFLINE)
 NOT_WATCHED = np.uint16(twins.Flag.FORGOTTEN)
+NEVER_MS = 2**62
+"""Later than any time."""
+
+
+def due_ms(context: contexts.Context, part: slice) -> records.Int64s:
+    """When the rule fires next for each slot of a part of the table, (n,) int64, by the rules in force if nothing is heard
+    meanwhile; NEVER_MS where it won't."""
+    limit, twin_table = context.limits, context.table
+    rows, profile = twin_table.rows[part], twin_table.profile[part]
+    arrival_ms, flags = rows["last_arrival_ms"], rows["flags"]
+    after_ms: records.Int64s = limit.offline_after_ms[profile]
+    overridden = np.flatnonzero(flags & OVERRIDE)
+    if len(overridden):
+        slots = overridden + part.start
+        after_ms[overridden] = limit.offline(twin_table, slots, flags[overridden])
+    due: records.Int64s = arrival_ms + after_ms
+    watched = (arrival_ms > 0) & limit.offline_enabled[profile] & (flags & NOT_WATCHED == 0)
+    is_open = flags & OPEN != 0
+    if is_open.any():
+        repeat_ms, repeats = limit.offline_repeat_ms[profile], rows["offline_repeats"]
+        may_repeat = (flags & ACKNOWLEDGED == 0) & (repeat_ms > 0) & (repeats < twins.OFFLINE_REPEATS_MAX)
+        watched &= ~is_open | may_repeat
+        due += np.where(is_open, repeats * repeat_ms, 0)
+    due[~watched] = NEVER_MS
+    return due
 
 
 def fire_due(

@@ -82,7 +82,9 @@ class TwinTable:
         self.version = 0
         self._in_flight_telemetry: dict[int, bytes] = {}
         self._deleted: set[str] = set()
-        self._index_removed: list[tuple[int, str]] = []
+        self._deleted_in_flight: set[str] = set()
+        self._index_removed: dict[tuple[int, str], None] = {}  # each once, however often a scan meets it
+        self._some_leave = False  # with the commit in flight
         self._free: list[int] = []
         self._free_extras: list[int] = []
         self._extras_used = 0
@@ -102,7 +104,7 @@ class TwinTable:
         self.slots.put(np.array([slot]), ids.IdColumn.of([device_id]))
         self.digests[slot] = np.frombuffer(digest, dtype=">u8")
         self.mark[slot] = DIRTY
-        if device_id in self._deleted:
+        if device_id in self._deleted or device_id in self._deleted_in_flight:
             self._deleted.discard(device_id)
             self.telemetry[slot] = b""  # the stored one isn't this twin's
         self.version += 1
@@ -167,9 +169,16 @@ class TwinTable:
         self._deleted.add(self.device_ids[slot])
         self._release(slot)
 
+    def only_stored(self, wanted: Sequence[str]) -> list[str]:
+        """Those of the ids that only the store may have. A twin whose deletion isn't durable yet is in neither."""
+        if not self.stored_elsewhere:
+            return []
+        absent = {wanted[at] for at in np.flatnonzero(self.lookup(wanted) < 0).tolist()}
+        return sorted(absent - self._deleted - self._deleted_in_flight - {""})
+
     def came_back(self, entries: Sequence[tuple[int, str]]) -> None:
         """Offline index entries that are no longer true: their rows are in the table again."""
-        self._index_removed.extend(entries)
+        self._index_removed.update(dict.fromkeys(entries))
 
     # ── queries ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -215,6 +224,7 @@ class TwinTable:
         index_added: list[tuple[int, str]] = []
         if leaving is not None and len(leaving):
             self.mark[leaving] = LEAVING
+            self._some_leave = True
             index_added = self._index_entries(leaving)
         commit = commits.Commit(
             state=commits.PartitionState(),
@@ -230,11 +240,12 @@ class TwinTable:
             outbox_removed=[],
             dead_letters=[],
             index_added=index_added,
-            index_removed=self._index_removed,
+            index_removed=list(self._index_removed),
         )
         self.mark[slots] = IN_FLIGHT
         self._in_flight_telemetry, self.telemetry = telemetry, {}
-        self._deleted, self._index_removed = set(), []
+        self._deleted_in_flight, self._deleted = self._deleted, set()
+        self._index_removed = {}
         return commit
 
     def committed(self) -> None:
@@ -245,6 +256,8 @@ class TwinTable:
         self.stored_elsewhere += len(leaving)
         self.mark[self.mark == IN_FLIGHT] = CLEAN
         self._in_flight_telemetry = {}
+        self._deleted_in_flight = set()
+        self._some_leave = False
 
     def not_committed(self, commit: commits.Commit) -> None:
         """The commit in flight changed nothing: what it carried is dirty again."""
@@ -253,14 +266,16 @@ class TwinTable:
         self.telemetry = {**self._in_flight_telemetry, **self.telemetry}
         self._in_flight_telemetry = {}
         self._deleted |= {device_id for device_id in commit.deleted if device_id not in self.slots}
-        self._index_removed = [*commit.index_removed, *self._index_removed]
+        self._deleted_in_flight = set()
+        self._some_leave = False
+        self._index_removed = dict.fromkeys([*commit.index_removed, *self._index_removed])
 
     def touch(self, slots: NDArray[np.int64]) -> None:
         """Marks rows dirty. One that was leaving stays: its index entry goes with the next commit."""
-        if self.stored_elsewhere or len(self._index_removed):
-            leaving = slots[self.mark[slots] == LEAVING]
-            if len(leaving):
-                self._index_removed.extend(self._index_entries(leaving))
+        if self._some_leave:
+            leaving = slots[self.mark[slots] == LEAVING].tolist()
+            arrival_ms = self.rows["last_arrival_ms"][leaving].tolist()
+            self.came_back([(at_ms, self.device_ids[slot]) for at_ms, slot in zip(arrival_ms, leaving, strict=True)])
         self.mark[slots] = DIRTY
 
     def coldest(self, count: int) -> NDArray[np.int64]:
@@ -288,6 +303,7 @@ class TwinTable:
         self.slots.remove(slot)
         self.rows[slot] = np.zeros((), dtype=twins.TWIN_DTYPE)
         self.telemetry.pop(slot, None)
+        self._in_flight_telemetry.pop(slot, None)  # the slot's next device must not inherit it
         self.mark[slot] = FREE
         self.profile[slot] = 0
         if self.firmware is not None:
