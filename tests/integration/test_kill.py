@@ -40,6 +40,7 @@ async def test_killed_workers_leave_twins_and_effects_as_the_reference(
     failures: list[str] = []
     totals = live_judge.Judgement()
     kills: dict[str, int] = {}
+    watched: list[int] = []
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(seed: int, url: str, kinesis: streams.Streams) -> None:
@@ -57,6 +58,7 @@ async def test_killed_workers_leave_twins_and_effects_as_the_reference(
             for trigger in run.killed:
                 kills[trigger] = kills.get(trigger, 0) + 1
             totals.add(judgement)
+            watched.append(run.watched)
             if judgement.problems:
                 told = "\n".join(judgement.problems[:30])
                 failures.append(f"SEED={seed}, killed at {', '.join(run.killed)} (see {tmp_path}/seed-{seed}):\n{told}")
@@ -72,6 +74,7 @@ async def test_killed_workers_leave_twins_and_effects_as_the_reference(
     if len(seeds) >= 10:
         assert totals.effects > 20 * len(seeds), "hardly anything happened in these runs"
         assert totals.generations > len(seeds), "no edit took effect in these runs"
+        assert sum(watched) > len(seeds), "hardly any alert went through the proxies"
 
 
 async def killed(

@@ -40,7 +40,7 @@ class Run:
         self._alert_ids: list[tuple[str, str]] = []
         self._published = 0
         self.killed: list[str] = []
-        self.problems: list[str] = []
+        self._watch = left_behind.PublishingWatch(fleet)
         self.stop_s = 0.0
 
     async def go(self) -> live_judge.Judgement:
@@ -53,6 +53,7 @@ class Run:
         await kinesis.put(telemetry, self._field.overrides(_now_ms()))
         if self._faults is not None:
             self._bring_faults(self._faults)
+            self._faults.watch = self._watch
         async with self._fleet.worker() as worker:
             worker.start()
             watching = asyncio.create_task(self._watch_alerts())
@@ -71,8 +72,13 @@ class Run:
             )
             self.stop_s = await worker.stop()
         judgement = await live_judge.judged(self._fleet)
-        judgement.problems += self.problems
+        judgement.problems += self._watch.problems
         return judgement
+
+    @property
+    def watched(self) -> int:
+        """Alerts that were seen on their way to Kinesis."""
+        return self._watch.seen
 
     # Records, edits, faults
 
@@ -130,7 +136,6 @@ class Run:
                     await triggers[name]()
             worker.kill()
             self.killed.append(name)
-            self.problems += await left_behind.published_before_its_commit(self._fleet)
             if self._dice.randrange(4) == 0:
                 self._edit()  # while nobody looks
             await asyncio.sleep(self._dice.choice((0.0, 0.1, 0.8)))

@@ -72,7 +72,8 @@ def _aggregate_of(body: bytes) -> bytes:
     return deaggregate.MAGIC + body + deaggregate.checksum(body)
 
 
-LONG = "x" * 2**20
+LONG = "x" * (2**20 - 256)
+"""A megabyte that leaves room for the rest of a message and its key: Kinesis takes a MiB together."""
 _DEEP = "[" * 40 + "]" * 40
 _MASKED_DEPTH = '{"a":"]]]]]]]]]]","b":' + "[" * 32 + "]" * 32 + "}"
 

@@ -14,6 +14,7 @@ import asyncio
 import collections
 import dataclasses
 import email.utils
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -51,12 +52,14 @@ class FaultProxy:
     """millis_behind: what GetRecords answers tell, None = upstream's own. date_shift_ms: added to each Date header.
 
     holds_back: GetRecords brings nothing, as Kinesis does on its way through a gap, and the next iterator is the same.
+    watch: told of each call, operation and body, before anything is done with it.
     calls: how many came in, by operation. endpoint_url: where to send them. upstream: where they go.
     """
 
     def __init__(self, upstream: str) -> None:
         self.millis_behind: int | None = None
         self.holds_back = False
+        self.watch: Callable[[str, bytes], None] | None = None
         self.date_shift_ms = 0
         self.calls: collections.Counter[str] = collections.Counter()
         self.endpoint_url = ""
@@ -101,6 +104,8 @@ class FaultProxy:
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         body = await request.read()
         self.calls[operation] += 1
+        if self.watch is not None:
+            self.watch(operation, body)
         rule = self._rule(operation, body)
         if rule.delay_s:
             await asyncio.sleep(rule.delay_s)

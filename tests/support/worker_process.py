@@ -129,6 +129,13 @@ class WorkerProcess:
             told: dict[str, Any] = await answer.json()
             return told
 
+    async def text(self, path: str) -> str:
+        """As `get`, for what isn't JSON."""
+        assert self._session is not None
+        async with self._session.get(self._url + path) as answer:
+            answer.raise_for_status()
+            return await answer.text()
+
     def log(self) -> str:
         """The end of it."""
         return self._log_path.read_bytes()[-LOG_SHOWN_BYTES:].decode(errors="replace")
