@@ -77,16 +77,18 @@ class Committed:
 
 
 class WatchedStore:
-    """A TwinStore that writes down each successful commit."""
+    """A TwinStore that writes down each successful commit, and calls `on_commit` then."""
 
     def __init__(self, store: Any, now_s: Callable[[], float]) -> None:
         self.inner = store
         self.committed: list[Committed] = []
+        self.on_commit: Callable[[], None] = lambda: None
         self._now_s = now_s
 
     def commit(self, commit: commits.Commit) -> None:
         self.inner.commit(commit)
         self.committed.append(Committed(self._now_s(), commit))
+        self.on_commit()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -252,3 +254,5 @@ async def running(setting: Setting | None = None) -> AsyncIterator[Piped]:
         clock.may_commit.set()
         clock.may_sync.set()
         await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()  # looked at, whoever did before
