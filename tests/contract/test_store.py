@@ -233,6 +233,12 @@ def test_the_index_gives_older_entries_oldest_first(store: Store) -> None:
         (20, "b"),
     ]
     assert len(store.index_before(1_000, 4)) == 4
+    whole, pieces = store.index_before(1_000, 10), list[tuple[int, str]]()
+    while piece := store.index_before(1_000, 2, pieces[-1] if pieces else None):
+        pieces += piece
+    assert pieces == whole
+    assert store.index_before(1_000, 10, (20, "nobody"))[-2:] == whole[-2:]
+    assert store.index_before(30, 10, (29, "nobody")) == []
     store.commit(build.commit(index=([(40, "a")], [(10, "a"), (10, "nobody")])))
     assert store.index_before(50, 10) == [(10, "d"), (20, "b"), (30, "c"), (40, "a")]
 
@@ -315,6 +321,41 @@ def test_a_split_gives_each_child_its_range(make: Make) -> None:
         ]
         child.commit(build.commit(inside[:100], number=3))
     assert lower.count() + upper.count() == 5_000
+
+
+def test_every_effect_that_a_parent_left_goes_to_one_child(make: Make) -> None:
+    """Also a record put again, whose key is of another partition by its nature, and a dead letter, whose key may be anything."""
+    quarter = hashing.HashKeyRange(start=2**126, end=2**127 - 1)
+    halves = hashing.HashKeyRange(2**126, 2**126 + 2**125 - 1), hashing.HashKeyRange(2**126 + 2**125, 2**127 - 1)
+    parent = make(quarter)
+    entries = [build.outbox_entry(number, f"device-{number}") for number in range(1, 200)]
+    inside = {entry.effect for entry in entries if hashing.hash_key(entry.effect.partition_key) in quarter}
+    assert 0 < len(inside) < len(entries)
+    parent.commit(build.commit(outbox=(entries, [])))
+    inherited = []
+    for key_range in halves:
+        child = make(key_range)
+        copy_range(child, [parent], key_range, build.state(2))
+        inherited += [entry.effect for entry in child.outbox()]
+    assert sorted(effect.effect_id for effect in inherited) == sorted(entry.effect.effect_id for entry in entries)
+
+
+def test_the_first_rows_of_a_range_and_whether_there_are_more(make: Make) -> None:
+    store = make()
+    assert store.first(IDENTITY.hash_key_range)[1]
+    store.commit(build.commit(names(7_000)))
+    ordered = in_key_order(names(7_000))
+    rows, is_all = store.first(IDENTITY.hash_key_range)
+    assert not is_all
+    assert list(rows.device_ids) == ordered[: len(rows.device_ids)]
+    count = len(rows.device_ids)
+    last = hashing.hash_key(ordered[count - 1])
+    rows, is_all = store.first(hashing.HashKeyRange(end=last))
+    assert (len(rows.device_ids), is_all) == (count, True)
+    rows, is_all = store.first(hashing.HashKeyRange(end=hashing.hash_key(ordered[count])))
+    assert (len(rows.device_ids), is_all) == (count, False)
+    rows, is_all = store.first(hashing.HashKeyRange(start=last + 1, end=last + 1))
+    assert (len(rows.device_ids), is_all) == (0, True)
 
 
 def test_a_merge_unites_two_parents(make: Make) -> None:

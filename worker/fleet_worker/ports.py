@@ -100,6 +100,9 @@ class TwinStore(Protocol):
     def scan(self, key_range: hashing.HashKeyRange | None = None) -> Iterator[commits.TwinRows]:
         """Every twin in key order, in chunks of at most 50,000, telemetry left out (all None)."""
 
+    def first(self, key_range: hashing.HashKeyRange) -> tuple[commits.TwinRows, bool]:
+        """The first chunk of a scan of the range, and whether that is all of it."""
+
     def count(self) -> int: ...
 
     def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:
@@ -114,8 +117,10 @@ class TwinStore(Protocol):
     def dead_letters(self, limit: int) -> list[records.DeadLetter]:
         """The newest kept dead letters, newest first."""
 
-    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
-        """The offline index's entries older than the time, oldest first, at most `limit`."""
+    def index_before(
+        self, last_arrival_ms: int, limit: int, after: tuple[int, str] | None = None
+    ) -> list[tuple[int, str]]:
+        """The offline index's entries older than the time, oldest first, at most `limit`; those after the entry `after`."""
 
     def commit(self, commit: commits.Commit) -> None:
         """All of it, or nothing and an error. Survives the death of the process on return; of the machine after sync.

@@ -27,14 +27,8 @@ class StoreQuestions:
         return await self._threads.in_thread(functools.partial(self._asked.fetch, device_ids))
 
     async def stored(self, key_range: hashing.HashKeyRange) -> directory.StoredRows:
-        def read() -> directory.StoredRows:
-            chunks = self._asked.scan(key_range)
-            first = next(chunks, None)
-            if first is None:
-                return directory.StoredRows(commits.no_rows(), complete=True)
-            return directory.StoredRows(first, complete=next(chunks, None) is None)
-
-        return await self._threads.in_thread(read)
+        rows, is_all = await self._threads.in_thread(functools.partial(self._asked.first, key_range))
+        return directory.StoredRows(rows, complete=is_all)
 
     async def dead_letters(self, limit: int) -> list[records.DeadLetter]:
         return await self._threads.in_thread(functools.partial(self._asked.dead_letters, limit))

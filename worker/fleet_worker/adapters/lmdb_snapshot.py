@@ -50,9 +50,15 @@ class LmdbSnapshot:
             return []
         found = list(itertools.islice(cursor.iternext(), CHUNK_ROWS))
         if key_range.end < hashing.HASH_KEY_MAX:
-            beyond = (key_range.end + 1).to_bytes(lmdb_codec.DIGEST_BYTES, "big")
-            del found[bisect.bisect_left(found, (beyond,)) :]
+            del found[bisect.bisect_left(found, (_beyond(key_range),)) :]
         return found
+
+    def has_any(self, start: bytes, key_range: hashing.HashKeyRange) -> bool:
+        """Whether the range holds a twin from the key `start` on."""
+        cursor = self._transaction.cursor(self._environment.twins)
+        if not cursor.set_range(max(start, key_range.first_key)):
+            return False
+        return key_range.end == hashing.HASH_KEY_MAX or cursor.key() < _beyond(key_range)
 
     def scan(
         self, key_range: hashing.HashKeyRange | None = None, *, with_telemetry: bool = False
@@ -90,8 +96,12 @@ class LmdbSnapshot:
         newest_first = cursor.iterprev(keys=False, values=True)
         return [lmdb_codec.decode_dead_letter(value) for value in itertools.islice(newest_first, limit)]
 
-    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
+    def index_before(
+        self, last_arrival_ms: int, limit: int, after: tuple[int, str] | None = None
+    ) -> list[tuple[int, str]]:
         cursor = self._transaction.cursor(self._environment.offline_index)
+        if not cursor.set_range(b"" if after is None else lmdb_codec.index_key(*after) + b"\0"):
+            return []
         found = []
         for key in itertools.islice(cursor.iternext(keys=True, values=False), limit):
             entry = lmdb_codec.index_entry(key)
@@ -106,3 +116,8 @@ class LmdbSnapshot:
         if not cursor.set_range(start):
             return []
         return list(itertools.islice(cursor.iternext(keys=True, values=False), CHUNK_ROWS))
+
+
+def _beyond(key_range: hashing.HashKeyRange) -> bytes:
+    """The first key after a range that doesn't reach the end of the hash space."""
+    return (key_range.end + 1).to_bytes(lmdb_codec.DIGEST_BYTES, "big")

@@ -116,6 +116,12 @@ class LmdbTwinStore:
             del pairs
             yield rows
 
+    def first(self, key_range: hashing.HashKeyRange) -> tuple[commits.TwinRows, bool]:
+        with self.snapshot() as snapshot:
+            pairs = snapshot.pairs(b"", key_range)
+            is_all = not pairs or not snapshot.has_any(pairs[-1][0] + b"\0", key_range)
+            return lmdb_codec.twin_rows(pairs), is_all
+
     def count(self) -> int:
         with self.snapshot() as snapshot:
             return snapshot.count()
@@ -136,9 +142,11 @@ class LmdbTwinStore:
         with self.snapshot() as snapshot:
             return snapshot.dead_letters(limit)
 
-    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
+    def index_before(
+        self, last_arrival_ms: int, limit: int, after: tuple[int, str] | None = None
+    ) -> list[tuple[int, str]]:
         with self.snapshot() as snapshot:
-            return snapshot.index_before(last_arrival_ms, limit)
+            return snapshot.index_before(last_arrival_ms, limit, after)
 
     def commit(self, commit: commits.Commit) -> None:
         self._check_usable()
@@ -310,7 +318,7 @@ def copy_range(
             shared = hashing.HashKeyRange(max(own.start, key_range.start), min(own.end, key_range.end))
             child.load(parent, shared)
             inherited += [
-                entry.effect for entry in parent.outbox() if hashing.hash_key(entry.effect.partition_key) in shared
+                entry.effect for entry in parent.outbox() if effects.goes_to_child(entry.effect, own, key_range)
             ]
     entries = [effects.OutboxEntry(number, effect) for number, effect in enumerate(inherited, start=1)]
     state = dataclasses.replace(state, outbox_next=max(state.outbox_next, len(entries) + 1))

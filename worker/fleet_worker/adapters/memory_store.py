@@ -101,8 +101,11 @@ class Contents:
     def dead_letters(self, limit: int) -> list[records.DeadLetter]:
         return self.letters[::-1][:limit]
 
-    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
-        older = sorted(entry for entry in self.index if entry[0] < last_arrival_ms)
+    def index_before(
+        self, last_arrival_ms: int, limit: int, after: tuple[int, str] | None = None
+    ) -> list[tuple[int, str]]:
+        start = (-1, (b"", "")) if after is None else (after[0], _key(after[1]))
+        older = sorted(entry for entry in self.index if start < entry and entry[0] < last_arrival_ms)
         return [(arrival_ms, device_id) for arrival_ms, (_, device_id) in older[:limit]]
 
     def apply(self, commit: commits.Commit) -> None:
@@ -165,6 +168,11 @@ class MemoryTwinStore:
         self._check_usable()
         return self._contents.scan(key_range)
 
+    def first(self, key_range: hashing.HashKeyRange) -> tuple[commits.TwinRows, bool]:
+        self._check_usable()
+        chunks = self._contents.scan(key_range)
+        return next(chunks, commits.no_rows()), next(chunks, None) is None
+
     def count(self) -> int:
         self._check_usable()
         return self._contents.count()
@@ -185,9 +193,11 @@ class MemoryTwinStore:
         self._check_usable()
         return self._contents.dead_letters(limit)
 
-    def index_before(self, last_arrival_ms: int, limit: int) -> list[tuple[int, str]]:
+    def index_before(
+        self, last_arrival_ms: int, limit: int, after: tuple[int, str] | None = None
+    ) -> list[tuple[int, str]]:
         self._check_usable()
-        return self._contents.index_before(last_arrival_ms, limit)
+        return self._contents.index_before(last_arrival_ms, limit, after)
 
     def commit(self, commit: commits.Commit) -> None:
         self._check_usable()
@@ -254,7 +264,7 @@ def copy_range(
             contents.twins |= {key: twin for key, twin in source.twins.items() if key_range.contains_digest(key[0])}
             contents.index |= {entry for entry in source.index if key_range.contains_digest(entry[1][0])}
             for entry in source.outbox():
-                if hashing.hash_key(entry.effect.partition_key) in key_range:
+                if effects.goes_to_child(entry.effect, parent.identity.hash_key_range, key_range):
                     number += 1
                     contents.entries[number] = entry.effect
     contents.state = dataclasses.replace(state, outbox_next=max(state.outbox_next, number + 1))

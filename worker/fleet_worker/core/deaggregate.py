@@ -83,10 +83,24 @@ def chunks(batch: records.ShardBatch, records_max: int = USER_RECORDS_MAX) -> It
     inside = 0
     for index, count in enumerate(counts):
         if inside and inside + count > records_max:
-            yield _part(batch, cut, index)
+            yield part(batch, cut, index)
             cut, inside = index, 0
         inside += count
-    yield batch if cut == 0 else _part(batch, cut, len(counts))
+    yield batch if cut == 0 else part(batch, cut, len(counts))
+
+
+def part(batch: records.ShardBatch, start: int, end: int) -> records.ShardBatch:
+    """The Kinesis records from index `start` to before `end`."""
+    last = end == len(batch.data)
+    return dataclasses.replace(
+        batch,
+        sequence_numbers=batch.sequence_numbers[start:end],
+        arrival_ms=batch.arrival_ms[start:end],
+        data=batch.data[start:end],
+        shard_ended=last and batch.shard_ended,
+        child_shards=batch.child_shards if last else (),
+        size_bytes=batch.size_bytes if last else 0,
+    )
 
 
 def _members(record: bytes) -> list[bytes]:
@@ -122,16 +136,3 @@ def _counts(data: list[bytes], records_max: int) -> list[int]:
             continue  # it will be one dead letter
         counts[index] = max(1, len(body.records))
     return counts
-
-
-def _part(batch: records.ShardBatch, start: int, end: int) -> records.ShardBatch:
-    last = end == len(batch.data)
-    return dataclasses.replace(
-        batch,
-        sequence_numbers=batch.sequence_numbers[start:end],
-        arrival_ms=batch.arrival_ms[start:end],
-        data=batch.data[start:end],
-        shard_ended=last and batch.shard_ended,
-        child_shards=batch.child_shards if last else (),
-        size_bytes=batch.size_bytes if last else 0,
-    )

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import hashlib
 
-from fleet_model import partition
+from fleet_model import hashing, partition
 
 
 class Target(enum.StrEnum):
@@ -71,3 +71,11 @@ def effect_id(
     return hashlib.blake2b(
         b"".join(len(part).to_bytes(2, "big") + part for part in encoded), digest_size=16
     ).hexdigest()
+
+
+def goes_to_child(effect: Effect, parent: hashing.HashKeyRange, child: hashing.HashKeyRange) -> bool:
+    """Which of a closed partition's children publishes what its outbox still holds: the one whose range has the effect's key.
+    One whose key isn't the parent's own (a record put again, a dead letter without a device) goes to the child that has
+    the parent's first key: each goes to one child, and none is lost."""
+    key = hashing.hash_key(effect.partition_key)
+    return (key if key in parent else parent.start) in child
