@@ -14,7 +14,7 @@ import pytest
 
 from fleet_model import rules
 from fleet_proto import fleet_pb2
-from fleet_worker import errors, pipeline, publisher
+from fleet_worker import errors, pipeline, publisher, reading
 from fleet_worker.adapters import memory_kinesis, memory_store
 from fleet_worker.core import commits, effects, lifecycle
 from tests.support import commits as builders
@@ -91,7 +91,7 @@ def test_behind_it_commits_every_second_whatever_effects_wait() -> None:
 def test_nearly_caught_up_counts_as_caught_up() -> None:
     async def body() -> None:
         async with piped.running() as partition:
-            partition.source.behind_ms = pipeline.CAUGHT_UP_MS
+            partition.source.behind_ms = reading.CAUGHT_UP_MS
             await partition.until(lambda: len(partition.source.answered_s) > 2)
             partition.put(*piped.spike("device-7"))
             put_s = partition.clock.monotonic()

@@ -4,7 +4,11 @@
     a commit makes twins, outbox and position durable together; only then the effects are published, and only when
     Kinesis has acknowledged them they leave the outbox, with the next commit.
 
-What it refuses: to read on while a commit finds no room or the outbox is full, and to publish what isn't committed.
+Batches don't matter to the engine, so a large answer, and a scan that finds a whole fleet silent, are judged in turns; between
+two of them everything else has its time: commits, other partitions, a stop.
+
+What it refuses: to read on while a commit finds no room or the outbox is full, to publish what isn't committed, and to go on
+after a pause longer than the stream retains records.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ import functools
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from fleet_model import partition, rules, spec
-from fleet_worker import errors, metrics, ports, publisher, questions, residency, syncing
+from fleet_worker import errors, metrics, ports, publisher, questions, reading, residency, syncing, turns
 from fleet_worker.api import directory
 from fleet_worker.core import (
     clock,
@@ -35,8 +41,6 @@ log = logging.getLogger(__name__)
 COMMIT_IDLE_S = 5.0
 """Caught up, changed rows wait this long for a commit, unless effects wait with them."""
 COMMIT_BEHIND_S = 1.0
-CAUGHT_UP_MS = 2_000
-"""A partition this close to its shard's end counts as caught up: its alerts don't wait for company."""
 COMMIT_CLOCK_S = 30.0
 """With nothing else to commit, the partition clock is."""
 RECORDS_A_COMMIT_MAX = 200_000
@@ -44,8 +48,9 @@ EFFECTS_A_COMMIT_MAX = 20_000
 SCAN_EVERY_MS = 1_000
 DISK_RETRY_S = 1.0
 OUTBOX_WAIT_S = 1.0
-READ_WAIT_S = 1.0
-"""How long the loop waits for an answer before it looks at its other duties."""
+PAUSE_MS = 600_000
+"""Between two answers, by this machine's clock: after a longer one it is asked whether records are lost. While reading goes
+on none are, however far behind."""
 DRAIN_S = 6.0
 """A stopping partition waits this long for its outbox; what is left then is published after the next start."""
 
@@ -53,7 +58,7 @@ DRAIN_S = 6.0
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the partitions of a worker share. rules_settled: cleared while a new generation is being stamped and kept, so
-    that no record is judged past its start before it holds."""
+    that no record is judged past its start before it holds. turns, places: time on the event loop and memory for answers."""
 
     clock: ports.Clock
     sink: ports.EffectSink
@@ -61,6 +66,8 @@ class Surroundings:
     fleet: spec.FleetSpec
     retention_ms: int
     rules_settled: asyncio.Event
+    turns: turns.Turns = dataclasses.field(default_factory=turns.Turns)
+    places: reading.Places = dataclasses.field(default_factory=reading.Places)
 
 
 class PartitionPipeline(questions.StoreQuestions):
@@ -78,7 +85,6 @@ class PartitionPipeline(questions.StoreQuestions):
         self._around = around
         self._identity = identity
         self._store = store
-        self._source = source
         self._generations = tuple(generations)
         streams = around.fleet.streams
         self._format = streams.telemetry.format
@@ -88,21 +94,25 @@ class PartitionPipeline(questions.StoreQuestions):
         )
         self.residency = residency.Residency(store, self._engine, around.clock)
         self._syncing = syncing.Syncing(store, around.clock, around.metrics, around.fleet.storage)
-        self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics, store.outbox())
+        self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics)
+        self._reader = reading.Reader(source, around.places)
+        self._turn_size = turns.TurnSize()
         self._told = around.metrics.partition(identity.shard_id)
         self._phase = lifecycle.Phase.RESTORING
-        self.message = ""
+        self._no_room = ""  # why the last commit found none
 
         self._stop = asyncio.Event()
         self._state = store.state
         self._effects: list[effects.OutboxEntry] = []
         self._dead_letters: list[records.DeadLetter] = []
         self._index_added: list[tuple[int, str]] = []
-        self._reading: asyncio.Task[records.ShardBatch] | None = None
         self._lag_ms: int | None = None
-        self._is_behind = True
+        self._answered_ms = (
+            around.clock.wall_ms()
+        )  # when the last answer came, and the time in the shard that it reached
+        self._reached_ms = self._state.clock_ms
         self._records_since_commit = 0
-        self._scanned_ms = 0
+        self._publishing: asyncio.Task[None] | None = None
         self._committed_at = around.clock.monotonic()
 
     # ── the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -115,85 +125,130 @@ class PartitionPipeline(questions.StoreQuestions):
         self._stop = stop
         await self._restore()
         self._step(lifecycle.Event.RESTORED)
-        publishing = asyncio.create_task(self._publisher.run())
+        self._publishing = asyncio.create_task(self._publisher.run())
         stopping = asyncio.create_task(stop.wait())
         try:
-            while not stop.is_set() and not self._state.ended:
-                batch = await self._answer(stopping)
+            while not self._state.ended and await self._may_go_on():
+                batch = await self._reader.answer(stopping)
                 if batch is not None:
                     await self._take_in(batch)
-                await self._commit_if_due()
-                while self._publisher.is_full and not stop.is_set():
-                    await self._publisher.progress(OUTBOX_WAIT_S)
-                    _raise_from(publishing)
-                _raise_from(publishing)
-                self._syncing.check()
+                    self._reader.done()
             if not self._state.ended:
                 self._step(lifecycle.Event.DRAIN)
-            await self._drain(stop, publishing)
+            await self._drain()
             self._step(lifecycle.Event.ENDED if self._state.ended else lifecycle.Event.DRAINED)
         finally:
-            for task in (publishing, stopping, self._reading):
-                await _ended(task)
+            await reading.ended(self._publishing)
+            await reading.ended(stopping)
+            await self._reader.ended()
             await self._syncing.ended()
 
-    async def _answer(self, stopping: asyncio.Task[bool]) -> records.ShardBatch | None:
-        """The shard's next answer; None when it is time to look at something else. The read goes on meanwhile."""
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._source.read())
-        await asyncio.wait((self._reading, stopping), timeout=READ_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
-        if not self._reading.done():
-            return None
-        reading, self._reading = self._reading, None
-        batch = reading.result()
-        self._lag_ms = batch.millis_behind
-        self._told.set_lag(batch.millis_behind)
-        self._told.intake_bytes.inc(batch.size_bytes)
-        self._is_behind = batch.millis_behind > CAUGHT_UP_MS
-        if not batch.shard_ended:
-            self._reading = asyncio.create_task(self._source.read())  # the next answer travels while this one is judged
-        return batch
+    async def _may_go_on(self) -> bool:
+        """Between two turns: commits what is due, and waits while the outbox is full. False: stop."""
+        while True:
+            await self._commit_if_due()
+            self._check_helpers()
+            if self._stop.is_set() or not self._publisher.is_full:
+                return not self._stop.is_set()
+            self._reader.done()
+            await self._publisher.progress(OUTBOX_WAIT_S)
+
+    def _check_helpers(self) -> None:
+        """A helper task that ended did so by an error: it ends the partition."""
+        assert self._publishing is not None
+        if self._publishing.done():
+            self._publishing.result()
+        self._syncing.check()
 
     async def _take_in(self, batch: records.ShardBatch) -> None:
-        """Judges an answer's records, and moves the partition clock as far as it tells."""
+        """Judges an answer's records, and moves the partition clock as far as it tells. What a stop leaves is read again."""
+        self._note_answer(batch)
         if batch.data:
-            for part in deaggregate.chunks(batch):
-                await self._judge(part)
-                if self._records_since_commit >= self._records_a_commit_max:
-                    await self._commit()
+            for number, part in enumerate(deaggregate.chunks(batch, self._turn_size.records)):
+                if number and not await self._may_go_on():
+                    return
+                if not await self._judge(part):
+                    return
         arrival_ms = self._state.high_arrival_ms if batch.data else None
         clock_ms = clock.after_poll(
             self._state.clock_ms, arrival_ms, batch.poll_ms, batch.millis_behind, batch.shard_ended
         )
-        self._state = dataclasses.replace(self._state, clock_ms=clock_ms)
-        # Records take the engine past generations' starts by themselves. An empty answer's time must not be committed before
-        # a scan has: after a restart nobody would know that the one at a start, by the old rules, is still to come.
-        is_ahead = clock_ms > self._scanned_ms if not batch.data else clock_ms - self._scanned_ms >= SCAN_EVERY_MS
-        if is_ahead or batch.shard_ended:
-            await self._scan(clock_ms)
+        # The clock moves by scans alone: a clock that no scan has seen must not be committed.
+        ahead_ms = clock_ms - self._state.clock_ms
+        if (
+            ahead_ms >= SCAN_EVERY_MS or (ahead_ms > 0 and not batch.data) or batch.shard_ended
+        ) and not await self._scan(clock_ms):
+            return
         if batch.shard_ended:
             self._state = dataclasses.replace(self._state, ended=True)
 
-    async def _judge(self, part: records.ShardBatch) -> None:
-        options = decode.Options(
-            self._format, self._state.high_arrival_ms, with_firmware=self._engine.table.firmware is not None
-        )
-        columns = decode.decode(part, options)
-        await self._residency_for(columns)
-        await self._rules()
-        self._note(columns, self._engine.apply(columns))
-        await self._around.clock.sleep(0)  # other partitions have their turn
-
-    async def _residency_for(self, columns: records.Columns) -> None:
-        if self._engine.table.stored_elsewhere:
-            await self.residency.bring_in_silent(columns.high_arrival_ms)
+    async def _judge(self, part: records.ShardBatch) -> bool:
+        """Judges a part of an answer, cut where a generation of the rules starts, as each start has its scan. False: stop."""
+        now = self._around.clock.monotonic
+        while part.data:
+            await self._rules()
+            start_ms = self._engine.next_start_ms
+            end = _arrived_before(part, start_ms, self._state.high_arrival_ms)
+            if start_ms is not None and end == 0:
+                if not await self._scan(start_ms):
+                    return False
+                continue
+            await self._around.turns.next()
+            began = now()
+            columns = self._decoded(deaggregate.part(part, 0, end))
+            decode_s = now() - began
             await self.residency.bring_in(self._engine.missing(columns))
+            await self._rules()
+            start_ms = self._engine.next_start_ms
+            if self._must_decode_again(columns) or (start_ms is not None and start_ms <= columns.high_arrival_ms):
+                continue  # a generation that came meanwhile matters to these records
+            began = now()
+            self._note(columns, self._engine.apply(columns))
+            self._turn_size.took(len(columns), decode_s + now() - began)
+            part = deaggregate.part(part, end, len(part.data))
+        return True
 
-    async def _scan(self, clock_ms: int) -> None:
-        await self.residency.bring_in_silent(clock_ms)
-        await self._rules()
-        self._add_effects(self._engine.advance(clock_ms))
-        self._scanned_ms = clock_ms
+    async def _scan(self, time_ms: int) -> bool:
+        """Moves the partition's time on: finds what is due, by each generation of the rules up to its end. False: stop.
+
+        In turns: when a whole fleet goes silent, that is an alert and a command for every device, and rows outside the table come
+        in by portions.
+        """
+        after: tuple[int, str] | None = None
+        are_all_in = is_all_found = False
+        while True:
+            if not are_all_in:
+                after = await self.residency.bring_in_silent(self._scan_until(time_ms), after)
+                are_all_in = after is None
+            await self._around.turns.next()
+            await self._rules()
+            until_ms = self._scan_until(time_ms)
+            caused = self._engine.scan(until_ms, turns.EFFECTS_A_TURN)
+            self._add_effects(caused)
+            is_all_found = len(caused) < turns.EFFECTS_A_TURN
+            if is_all_found and are_all_in:
+                if until_ms != self._engine.next_start_ms:
+                    self._state = dataclasses.replace(self._state, clock_ms=max(self._state.clock_ms, time_ms))
+                    return True
+                self._engine.start_next_generation()
+                are_all_in = False
+            if not await self._may_go_on():
+                return False
+
+    def _scan_until(self, time_ms: int) -> int:
+        """Up to where the rules in force hold."""
+        start_ms = self._engine.next_start_ms
+        return time_ms if start_ms is None else min(time_ms, start_ms)
+
+    def _decoded(self, part: records.ShardBatch) -> records.Columns:
+        has_firmware = self._engine.table.firmware is not None
+        return decode.decode(
+            part, decode.Options(self._format, self._state.high_arrival_ms, with_firmware=has_firmware)
+        )
+
+    def _must_decode_again(self, columns: records.Columns) -> bool:
+        """The rules have begun to look at firmware, which wasn't decoded."""
+        return columns.firmware is None and self._engine.table.firmware is not None
 
     async def _rules(self) -> None:
         """Takes up generations that have come. Whoever judges calls it right before, with no wait in between."""
@@ -207,7 +262,22 @@ class PartitionPipeline(questions.StoreQuestions):
         """The whole list of generations, from now on."""
         self._generations = tuple(generations)
 
-    # ── what a batch leaves behind ───────────────────────────────────────────────────────────────────────────────
+    # ── what an answer leaves behind ─────────────────────────────────────────────────────────────────────────────
+
+    def _note_answer(self, batch: records.ShardBatch) -> None:
+        """Raises PositionExpiredError after a pause in which records may have left the stream unread."""
+        age_ms = batch.poll_ms - self._reached_ms
+        retention_ms = self._around.retention_ms
+        now_ms = self._around.clock.wall_ms()
+        if self._reached_ms and now_ms - self._answered_ms > PAUSE_MS and age_ms > retention_ms:
+            raise errors.PositionExpiredError(
+                f"partition {self._identity.shard_id} could not read for so long that it stands {age_ms // 60_000} min back; the "
+                f"stream retains {retention_ms // 60_000} min: records are lost"
+            )
+        self._answered_ms, self._reached_ms = now_ms, batch.poll_ms - batch.millis_behind
+        self._lag_ms = batch.millis_behind
+        self._told.set_lag(batch.millis_behind)
+        self._told.intake_bytes.inc(batch.size_bytes)
 
     def _note(self, columns: records.Columns, caused: Sequence[effects.Effect]) -> None:
         counts, self._engine.counts = self._engine.counts, engine.Counts()
@@ -256,13 +326,13 @@ class PartitionPipeline(questions.StoreQuestions):
 
     async def _commit_if_due(self) -> None:
         waited_s = self._around.clock.monotonic() - self._committed_at
-        wants_effects = bool(self._effects) and not self._is_behind
-        has_changes = bool(self._records_since_commit or self._effects or self._dead_letters or self._index_added)
-        wait_s = COMMIT_BEHIND_S if self._is_behind else COMMIT_IDLE_S
+        is_behind = self._reader.is_behind
+        wants_effects = bool(self._effects) and not is_behind
+        has_changes = bool(self._records_since_commit or self._effects or self._dead_letters)
+        wait_s = COMMIT_BEHIND_S if is_behind else COMMIT_IDLE_S
         if (
             wants_effects
-            or self._state.ended
-            or (waited_s >= (wait_s if has_changes else COMMIT_CLOCK_S))
+            or waited_s >= (wait_s if has_changes or self._publisher.has_settled else COMMIT_CLOCK_S)
             or self._records_since_commit >= self._records_a_commit_max
             or len(self._effects) >= EFFECTS_A_COMMIT_MAX
         ):
@@ -276,17 +346,17 @@ class PartitionPipeline(questions.StoreQuestions):
             try:
                 await self._commit_once()
             except errors.DiskFullError as error:
-                if not self.message:
+                if not self._no_room:
                     self._told.disk_full_stops.inc()
                     log.error("partition %s: intake stops: %s", self._identity.shard_id, error)
-                self.message = str(error)
+                self._no_room = str(error)
                 if self._stop.is_set():
                     raise
                 await self._around.clock.sleep(DISK_RETRY_S)
             else:
-                if self.message:
+                if self._no_room:
                     log.warning("partition %s: there is room again, intake goes on", self._identity.shard_id)
-                self.message = ""
+                self._no_room = ""
                 return
 
     async def _commit_once(self) -> None:
@@ -326,16 +396,17 @@ class PartitionPipeline(questions.StoreQuestions):
         # generations' starts in between are still to come for some of its twins.
         has_begun = bool(self._state.position.sequence_number)
         self._engine.resume(max(self._state.clock_ms, self._state.high_arrival_ms if has_begun else 0))
-        self._index_added = await self.residency.restore()
-        if self._index_added:
+        async for index_added in self.residency.restore():
+            self._index_added = index_added
             await self._commit()
+        self._publisher.add(await self._around.clock.in_thread(self._store.outbox))
 
-    async def _drain(self, stop: asyncio.Event, publishing: asyncio.Task[None]) -> None:
+    async def _drain(self) -> None:
         """The last commits. A shard that ended waits for its outbox as long as it takes; a stopping worker, DRAIN_S."""
         deadline = self._around.clock.monotonic() + DRAIN_S
         await self._commit()
         while len(self._publisher):
-            if stop.is_set() and self._around.clock.monotonic() >= deadline:
+            if self._stop.is_set() and self._around.clock.monotonic() >= deadline:
                 log.warning(
                     "partition %s: %d effects stay in the outbox until the next start",
                     self._identity.shard_id,
@@ -343,7 +414,7 @@ class PartitionPipeline(questions.StoreQuestions):
                 )
                 break
             await self._publisher.progress(OUTBOX_WAIT_S)
-            _raise_from(publishing)
+            self._check_helpers()
             if not len(self._publisher):
                 await self._commit()  # which may bring dead letters of effects that were refused
         await self._commit()
@@ -361,6 +432,12 @@ class PartitionPipeline(questions.StoreQuestions):
     @property
     def phase(self) -> str:
         return self._phase.value
+
+    @property
+    def message(self) -> str:
+        if self._no_room or not self._publisher.is_full:
+            return self._no_room
+        return f"{len(self._publisher)} effects wait for Kinesis to take them; reading waits for that"
 
     @property
     def epoch(self) -> int:
@@ -387,14 +464,9 @@ class PartitionPipeline(questions.StoreQuestions):
         return self._engine
 
 
-def _raise_from(task: asyncio.Task[None]) -> None:
-    """A helper task that ended did so by an error: it ends the partition."""
-    if task.done() and not task.cancelled():
-        task.result()
-
-
-async def _ended(task: asyncio.Task[object] | asyncio.Task[bool] | asyncio.Task[None] | None) -> None:
-    if task is not None and not task.done():
-        task.cancel()
-    if task is not None:
-        await asyncio.wait((task,))
+def _arrived_before(part: records.ShardBatch, time_ms: int | None, high_arrival_ms: int) -> int:
+    """How many of the records are judged before that time: arrival never falls. high_arrival_ms: of the records before."""
+    if time_ms is None:
+        return len(part.data)
+    reached = np.flatnonzero(np.maximum(part.arrival_ms, high_arrival_ms) >= time_ms)
+    return int(reached[0]) if len(reached) else len(part.data)

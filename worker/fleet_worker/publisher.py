@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 
 from fleet_worker import metrics, ports
 from fleet_worker.core import effects
@@ -29,19 +30,14 @@ class Settled:
 class Publisher:
     """One partition's. `add` committed entries, `run` in a task, `take_settled` at each commit."""
 
-    def __init__(
-        self, sink: ports.EffectSink, clock: ports.Clock, told: metrics.Metrics, entries: Iterable[effects.OutboxEntry]
-    ) -> None:
-        """entries: the store's outbox at the start, by number."""
+    def __init__(self, sink: ports.EffectSink, clock: ports.Clock, told: metrics.Metrics) -> None:
         self._sink = sink
         self._clock = clock
         self._metrics = told
-        self._waiting = collections.deque(entries)
+        self._waiting: collections.deque[effects.OutboxEntry] = collections.deque()
         self._settled = Settled()
         self._has_work = asyncio.Event()
         self._progress = asyncio.Event()
-        if self._waiting:
-            self._has_work.set()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -49,6 +45,11 @@ class Publisher:
     @property
     def is_full(self) -> bool:
         return len(self._waiting) >= OUTBOX_MAX
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether there are numbers that the next commit can take out of the outbox."""
+        return bool(self._settled.removed)
 
     @property
     def oldest_ms(self) -> int | None:
@@ -82,7 +83,7 @@ class Publisher:
         with the same ids."""
         while True:
             await self._has_work.wait()
-            entries = [self._waiting[index] for index in range(min(len(self._waiting), ENTRIES_A_CALL_MAX))]
+            entries = list(itertools.islice(self._waiting, ENTRIES_A_CALL_MAX))
             result = await self._sink.publish(entries)
             self._settle(entries, set(result.acknowledged), dict(result.refused))
             if not self._waiting:

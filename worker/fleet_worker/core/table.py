@@ -278,12 +278,17 @@ class TwinTable:
             self.came_back([(at_ms, self.device_ids[slot]) for at_ms, slot in zip(arrival_ms, leaving, strict=True)])
         self.mark[slots] = DIRTY
 
-    def coldest(self, count: int) -> NDArray[np.int64]:
-        """At most `count` clean slots, those whose devices were silent for longest; without those that must stay."""
-        clean = np.flatnonzero((self.mark == CLEAN) & (self.rows["flags"] & self.stays == 0))
-        if len(clean) <= count:
-            return clean
-        return clean[np.argpartition(self.rows["last_arrival_ms"][clean], count)[:count]]
+    def coldest(self, count: int, silent_before_ms: int = 0) -> NDArray[np.int64]:
+        """At most `count` clean slots, those whose devices were silent for longest. Without those that must stay, and without
+        those last heard before silent_before_ms, unless they are offline already."""
+        flags = self.rows["flags"]
+        clean = np.flatnonzero((self.mark == CLEAN) & (flags & self.stays == 0))
+        arrival_ms = self.rows["last_arrival_ms"][clean]
+        if silent_before_ms > 0:
+            is_told = flags[clean] & twins.Flag.OPEN_OFFLINE != 0
+            may_leave = is_told | (arrival_ms == 0) | (arrival_ms >= silent_before_ms)
+            clean, arrival_ms = clean[may_leave], arrival_ms[may_leave]
+        return clean if len(clean) <= count else clean[np.argpartition(arrival_ms, count)[:count]]
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────
 
