@@ -136,7 +136,22 @@ class _Driver:
     def _advance(self, clock_ms: int) -> None:
         self.clock_ms = max(self.clock_ms, clock_ms)
         self.store.load_due(self.engine, clock_ms)
-        self.effects += self.engine.advance(clock_ms)
+        if self.cutting.chance(50):
+            self.effects += self.engine.advance(clock_ms)
+            return
+        # The same in turns, as a loop does it that mustn't stand still while a whole fleet is silent.
+        while (start_ms := self.engine.next_start_ms) is not None and start_ms <= clock_ms:
+            self._scan_in_turns(start_ms)
+            self.engine.start_next_generation()
+        self._scan_in_turns(clock_ms)
+
+    def _scan_in_turns(self, time_ms: int) -> None:
+        effects_max = 2 if self.cutting.chance(50) else 1
+        while True:
+            found = self.engine.scan(time_ms, effects_max)
+            self.effects += found
+            if len(found) < effects_max:
+                return
 
     def _learn(self, time_ms: int) -> None:
         """Later generations are known at the latest when their time comes."""
@@ -199,10 +214,10 @@ class _Driver:
         self.second_hops += self.engine.counts.second_hops
         self.engine = self._new_engine()
         self.engine.resume(max(self.clock_ms, self.high_arrival_ms))
+        self.engine.table.stored_elsewhere = len(self.store.twins)
         self.store.load_into(
             self.engine, [device_id for device_id in self.store.twins if device_id not in self.store.index]
         )
-        self.engine.table.stored_elsewhere = sum(device_id in self.store.twins for device_id in self.store.index)
         return self.committed.at
 
     def _twins_in_table(self) -> dict[str, TwinParts]:

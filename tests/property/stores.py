@@ -41,12 +41,10 @@ class Store:
     def load_into(self, machine: engine.TwinEngine, device_ids: Iterable[str]) -> None:
         """Those of the ids that are stored and not in the table."""
         wanted = [device_id for device_id in device_ids if device_id in self.twins]
-        wanted = sorted(set(wanted), key=hashing.digest)
-        if wanted:
-            absent = (machine.table.lookup(wanted) < 0).tolist()
-            wanted = [device_id for device_id, is_absent in zip(wanted, absent, strict=True) if is_absent]
+        wanted = sorted(set(machine.table.only_stored(wanted)), key=hashing.digest)
         if not wanted:
             return
+        machine.table.stored_elsewhere -= len(wanted)
         rows = np.array([self.twins[device_id][0] for device_id in wanted], dtype=twins.TWIN_DTYPE)
         extras = [self.twins[device_id][1] for device_id in wanted]
         machine.load(
