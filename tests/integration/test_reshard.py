@@ -240,12 +240,16 @@ async def children_beside_their_parents(fleet: live_fleet.LiveFleet, worker: wor
 async def kill_while_inheriting(
     fleet: live_fleet.LiveFleet, worker: worker_process.WorkerProcess, children: set[str], dice: random.Random
 ) -> list[str]:
-    """Kills the worker a few milliseconds after each child's environment was begun, once a child. Which ones it hit."""
+    """Kills the worker once a child: some milliseconds after its environment was begun, or as soon as it has a state, which
+    has to be the end of its inheriting. Which ones it hit."""
     kills = []
     for child in sorted(children):
         data = fleet.partitions_folder / child / "environment" / "data.mdb"
-        await begun(data.exists, worker)
-        await asyncio.sleep(dice.choice((0.0, 0.005, 0.02, 0.05)))
+        if dice.randrange(2):
+            await begun(data.exists, worker)
+            await asyncio.sleep(dice.choice((0.0, 0.005, 0.02, 0.05)))
+        else:
+            await begun(lambda child=child: child in left_behind.states(fleet), worker)  # type: ignore[misc]
         worker.kill()
         kills.append(f"{child} {data.stat().st_blocks * 512 // 1024} kB")
         worker.start()
