@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from fleet_model import hashing, parse, partition, rules
 from fleet_proto import fleet_pb2
-from fleet_worker import metrics, pipeline, ports
+from fleet_worker import metrics, pipeline, ports, surroundings
 from fleet_worker.adapters import kinesis, kinesis_source, memory_kinesis, memory_store
 from fleet_worker.core import commits, effects, records
 from tests.support import fleets, virtual_time
@@ -145,7 +145,7 @@ class Piped:
     store: WatchedStore
     source: WatchedSource
     sink: WatchedSink
-    around: pipeline.Surroundings
+    around: surroundings.Surroundings
     pipeline: pipeline.PartitionPipeline
     stop: asyncio.Event
     task: asyncio.Task[None]
@@ -233,7 +233,7 @@ async def running(setting: Setting | None = None) -> AsyncIterator[Piped]:
     start = position if position.sequence_number else setting.start
     source = WatchedSource(setting.source or stream.open_shard(SHARD_ID, start), clock.monotonic)
     sink = WatchedSink(connection.sink(fleet.streams, clock))
-    around = pipeline.Surroundings(
+    around = surroundings.Surroundings(
         clock=clock,
         sink=sink,
         metrics=metrics.Metrics(),

@@ -13,7 +13,7 @@ import pytest
 
 from fleet_model import generations, hashing, parse, partition
 from fleet_proto import fleet_pb2
-from fleet_worker import metrics, pipeline, supervisor
+from fleet_worker import metrics, supervisor, surroundings
 from fleet_worker.adapters import kinesis, lmdb_store, local_folder, local_ownership, memory_kinesis
 from fleet_worker.core import lifecycle
 from tests.support import fleets, piped, virtual_time
@@ -62,7 +62,7 @@ async def running(root: Path, memory: memory_kinesis.MemoryKinesis | None = None
     with local_folder.LocalFolder(root, fleet.namespace, fleet.name) as folder:
         if not folder.generations:
             folder.append_generation(generations.first_generation(fleet))
-        around = pipeline.Surroundings(
+        around = surroundings.Surroundings(
             clock=clock,
             sink=connection.sink(fleet.streams, clock),
             metrics=metrics.Metrics(),

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 from fleet_model import generations, partition, spec
-from fleet_worker import errors, metrics, pipeline, ports, supervisor
+from fleet_worker import errors, metrics, ports, supervisor, surroundings
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import fleet_file, kinesis, local_folder, local_ownership
 from fleet_worker.api import app
@@ -54,7 +54,7 @@ async def run(options: Options) -> int:
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
         start = await settle_start(folder, fleet, stream, clock)
         await settle_rules(folder, fleet, stream, clock)
-        around = pipeline.Surroundings(
+        around = surroundings.Surroundings(
             clock=clock,
             sink=connection.sink(fleet.streams, clock),
             metrics=measured,

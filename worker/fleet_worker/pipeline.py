@@ -4,9 +4,6 @@
     a commit makes twins, outbox and position durable together; only then the effects are published, and only when
     Kinesis has acknowledged them they leave the outbox, with the next commit.
 
-Batches don't matter to the engine, so a large answer, and a scan that finds a whole fleet silent, are judged in turns; between
-two of them everything else has its time: commits, other partitions, a stop.
-
 What it refuses: to read on while a commit finds no room or the outbox is full, to publish what isn't committed, and to go on
 after a pause longer than the stream retains records.
 """
@@ -14,27 +11,25 @@ after a pause longer than the stream retains records.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
 
-import numpy as np
-
-from fleet_model import partition, rules, spec
-from fleet_worker import errors, metrics, ports, publisher, questions, reading, residency, syncing, turns
-from fleet_worker.api import directory
-from fleet_worker.core import (
-    clock,
-    commits,
-    dead_letters,
-    deaggregate,
-    decode,
-    effects,
-    engine,
-    lifecycle,
-    records,
+from fleet_model import partition, rules
+from fleet_worker import (
+    errors,
+    judging,
+    pending,
+    ports,
+    publisher,
+    questions,
+    reading,
+    residency,
+    surroundings,
+    syncing,
 )
+from fleet_worker.api import directory
+from fleet_worker.core import clock, commits, engine, lifecycle, records
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +50,12 @@ DRAIN_S = 6.0
 """A stopping partition waits this long for its outbox; what is left then is published after the next start."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the partitions of a worker share. rules_settled: cleared while a new generation is being stamped and kept, so
-    that no record is judged past its start before it holds. turns, places: time on the event loop and memory for answers."""
-
-    clock: ports.Clock
-    sink: ports.EffectSink
-    metrics: metrics.Metrics
-    fleet: spec.FleetSpec
-    retention_ms: int
-    rules_settled: asyncio.Event
-    turns: turns.Turns = dataclasses.field(default_factory=turns.Turns)
-    places: reading.Places = dataclasses.field(default_factory=reading.Places)
-
-
 class PartitionPipeline(questions.StoreQuestions):
     """A partition that this worker owns: `run` it. It is also what the API sees of it (directory.PartitionView)."""
 
     def __init__(
         self,
-        around: Surroundings,
+        around: surroundings.Surroundings,
         identity: partition.PartitionIdentity,
         store: ports.TwinStore,
         source: ports.ShardSource,
@@ -85,9 +65,7 @@ class PartitionPipeline(questions.StoreQuestions):
         self._around = around
         self._identity = identity
         self._store = store
-        self._generations = tuple(generations)
         streams = around.fleet.streams
-        self._format = streams.telemetry.format
         self._engine = engine.TwinEngine(
             engine.Settings(identity, streams.alerts.format, streams.commands.format, around.retention_ms),
             generations,
@@ -96,22 +74,20 @@ class PartitionPipeline(questions.StoreQuestions):
         self._syncing = syncing.Syncing(store, around.clock, around.metrics, around.fleet.storage)
         self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics)
         self._reader = reading.Reader(source, around.places)
-        self._turn_size = turns.TurnSize()
         self._told = around.metrics.partition(identity.shard_id)
         self._phase = lifecycle.Phase.RESTORING
         self._no_room = ""  # why the last commit found none
 
         self._stop = asyncio.Event()
-        self._state = store.state
-        self._effects: list[effects.OutboxEntry] = []
-        self._dead_letters: list[records.DeadLetter] = []
-        self._index_added: list[tuple[int, str]] = []
+        self._pending = pending.Pending(
+            identity, store.state, around.metrics, sends_dead_letters=streams.dead_letter is not None
+        )
+        self._judging = judging.Judging(
+            around, generations, self._engine, self.residency, self._pending, self._may_go_on
+        )
         self._lag_ms: int | None = None
-        self._answered_ms = (
-            around.clock.wall_ms()
-        )  # when the last answer came, and the time in the shard that it reached
-        self._reached_ms = self._state.clock_ms
-        self._records_since_commit = 0
+        self._answered_ms = around.clock.wall_ms()  # the last answer: when it came,
+        self._reached_ms = self.state.clock_ms  # and how far in the shard's time it reached
         self._publishing: asyncio.Task[None] | None = None
         self._committed_at = around.clock.monotonic()
 
@@ -128,15 +104,15 @@ class PartitionPipeline(questions.StoreQuestions):
         self._publishing = asyncio.create_task(self._publisher.run())
         stopping = asyncio.create_task(stop.wait())
         try:
-            while not self._state.ended and await self._may_go_on():
+            while not self.state.ended and await self._may_go_on():
                 batch = await self._reader.answer(stopping)
                 if batch is not None:
                     await self._take_in(batch)
                     self._reader.done()
-            if not self._state.ended:
+            if not self.state.ended:
                 self._step(lifecycle.Event.DRAIN)
             await self._drain()
-            self._step(lifecycle.Event.ENDED if self._state.ended else lifecycle.Event.DRAINED)
+            self._step(lifecycle.Event.ENDED if self.state.ended else lifecycle.Event.DRAINED)
         finally:
             await reading.ended(self._publishing)
             await reading.ended(stopping)
@@ -163,104 +139,22 @@ class PartitionPipeline(questions.StoreQuestions):
     async def _take_in(self, batch: records.ShardBatch) -> None:
         """Judges an answer's records, and moves the partition clock as far as it tells. What a stop leaves is read again."""
         self._note_answer(batch)
-        if batch.data:
-            for number, part in enumerate(deaggregate.chunks(batch, self._turn_size.records)):
-                if number and not await self._may_go_on():
-                    return
-                if not await self._judge(part):
-                    return
-        arrival_ms = self._state.high_arrival_ms if batch.data else None
+        if batch.data and not await self._judging.judge(batch, self._records_a_commit_max):
+            return
+        high_arrival_ms = self.state.high_arrival_ms if batch.data else None
         clock_ms = clock.after_poll(
-            self._state.clock_ms, arrival_ms, batch.poll_ms, batch.millis_behind, batch.shard_ended
+            self.state.clock_ms, high_arrival_ms, batch.poll_ms, batch.millis_behind, batch.shard_ended
         )
-        # The clock moves by scans alone: a clock that no scan has seen must not be committed.
-        ahead_ms = clock_ms - self._state.clock_ms
-        if (
-            ahead_ms >= SCAN_EVERY_MS or (ahead_ms > 0 and not batch.data) or batch.shard_ended
-        ) and not await self._scan(clock_ms):
+        # The clock moves by scans alone: one that no scan has seen must not be committed.
+        is_due = clock_ms - self.state.clock_ms >= (SCAN_EVERY_MS if batch.data else 1) or batch.shard_ended
+        if is_due and not await self._judging.scan(clock_ms):
             return
         if batch.shard_ended:
-            self._state = dataclasses.replace(self._state, ended=True)
-
-    async def _judge(self, part: records.ShardBatch) -> bool:
-        """Judges a part of an answer, cut where a generation of the rules starts, as each start has its scan. False: stop."""
-        now = self._around.clock.monotonic
-        while part.data:
-            await self._rules()
-            start_ms = self._engine.next_start_ms
-            end = _arrived_before(part, start_ms, self._state.high_arrival_ms)
-            if start_ms is not None and end == 0:
-                if not await self._scan(start_ms):
-                    return False
-                continue
-            await self._around.turns.next()
-            began = now()
-            columns = self._decoded(deaggregate.part(part, 0, end))
-            decode_s = now() - began
-            await self.residency.bring_in(self._engine.missing(columns))
-            await self._rules()
-            start_ms = self._engine.next_start_ms
-            if self._must_decode_again(columns) or (start_ms is not None and start_ms <= columns.high_arrival_ms):
-                continue  # a generation that came meanwhile matters to these records
-            began = now()
-            self._note(columns, self._engine.apply(columns))
-            self._turn_size.took(len(columns), decode_s + now() - began)
-            part = deaggregate.part(part, end, len(part.data))
-        return True
-
-    async def _scan(self, time_ms: int) -> bool:
-        """Moves the partition's time on: finds what is due, by each generation of the rules up to its end. False: stop.
-
-        In turns: when a whole fleet goes silent, that is an alert and a command for every device, and rows outside the table come
-        in by portions.
-        """
-        after: tuple[int, str] | None = None
-        are_all_in = is_all_found = False
-        while True:
-            if not are_all_in:
-                after = await self.residency.bring_in_silent(self._scan_until(time_ms), after)
-                are_all_in = after is None
-            await self._around.turns.next()
-            await self._rules()
-            until_ms = self._scan_until(time_ms)
-            caused = self._engine.scan(until_ms, turns.EFFECTS_A_TURN)
-            self._add_effects(caused)
-            is_all_found = len(caused) < turns.EFFECTS_A_TURN
-            if is_all_found and are_all_in:
-                if until_ms != self._engine.next_start_ms:
-                    self._state = dataclasses.replace(self._state, clock_ms=max(self._state.clock_ms, time_ms))
-                    return True
-                self._engine.start_next_generation()
-                are_all_in = False
-            if not await self._may_go_on():
-                return False
-
-    def _scan_until(self, time_ms: int) -> int:
-        """Up to where the rules in force hold."""
-        start_ms = self._engine.next_start_ms
-        return time_ms if start_ms is None else min(time_ms, start_ms)
-
-    def _decoded(self, part: records.ShardBatch) -> records.Columns:
-        has_firmware = self._engine.table.firmware is not None
-        return decode.decode(
-            part, decode.Options(self._format, self._state.high_arrival_ms, with_firmware=has_firmware)
-        )
-
-    def _must_decode_again(self, columns: records.Columns) -> bool:
-        """The rules have begun to look at firmware, which wasn't decoded."""
-        return columns.firmware is None and self._engine.table.firmware is not None
-
-    async def _rules(self) -> None:
-        """Takes up generations that have come. Whoever judges calls it right before, with no wait in between."""
-        await self._around.rules_settled.wait()
-        while self._engine.table.firmware is None and engine.needs_firmware(self._generations):
-            self._engine.start_firmware(await self.residency.firmware_of_all())
-            await self._around.rules_settled.wait()
-        self._engine.set_generations(self._generations)
+            self._pending.change(ended=True)
 
     def adopt(self, generations: Sequence[rules.RulesGeneration]) -> None:
         """The whole list of generations, from now on."""
-        self._generations = tuple(generations)
+        self._judging.adopt(generations)
 
     # ── what an answer leaves behind ─────────────────────────────────────────────────────────────────────────────
 
@@ -279,43 +173,6 @@ class PartitionPipeline(questions.StoreQuestions):
         self._told.set_lag(batch.millis_behind)
         self._told.intake_bytes.inc(batch.size_bytes)
 
-    def _note(self, columns: records.Columns, caused: Sequence[effects.Effect]) -> None:
-        counts, self._engine.counts = self._engine.counts, engine.Counts()
-        self._told.records.inc(len(columns))
-        self._around.metrics.batch_records.observe(len(columns))
-        self._told.late.inc(counts.late)
-        self._told.misrouted.inc(counts.misrouted)
-        self._told.skewed.inc(columns.skewed)
-        self._records_since_commit += len(columns)
-        self._state = dataclasses.replace(
-            self._state,
-            position=columns.position or self._state.position,
-            high_arrival_ms=columns.high_arrival_ms,
-        )
-        self._add_effects(caused)
-        for letter in (*columns.dead_letters, *counts.second_hops):
-            self._bury(letter)
-
-    def _add_effects(self, caused: Sequence[effects.Effect]) -> None:
-        number = self._state.outbox_next
-        self._effects += [effects.OutboxEntry(number + index, effect) for index, effect in enumerate(caused)]
-        self._state = dataclasses.replace(self._state, outbox_next=number + len(caused))
-
-    def _bury(self, letter: records.DeadLetter, refused: effects.Effect | None = None) -> None:
-        """Keeps a dead letter, and sends it on where the fleet has a stream for them. refused: the effect it is about."""
-        self._around.metrics.dead_letters.labels(letter.reason.value).inc()
-        self._dead_letters.append(letter)
-        if self._around.fleet.streams.dead_letter is not None:
-            self._add_effects([dead_letters.envelope(self._identity, letter, refused)])
-
-    def _bury_refused(self, refused: Sequence[tuple[effects.Effect, str]]) -> None:
-        """A refused dead letter was kept when it came up: sending it on again would never end."""
-        for effect, why in refused:
-            if effect.target is effects.Target.DEAD_LETTER:
-                log.error("partition %s: the dead-letter stream refuses a record: %s", self._identity.shard_id, why)
-            else:
-                self._bury(dead_letters.of_refused(effect, why), effect)
-
     # ── commits ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -327,14 +184,14 @@ class PartitionPipeline(questions.StoreQuestions):
     async def _commit_if_due(self) -> None:
         waited_s = self._around.clock.monotonic() - self._committed_at
         is_behind = self._reader.is_behind
-        wants_effects = bool(self._effects) and not is_behind
-        has_changes = bool(self._records_since_commit or self._effects or self._dead_letters)
+        wants_effects = bool(self._pending.effects) and not is_behind
+        has_changes = self._pending.has_changes or self._publisher.has_settled
         wait_s = COMMIT_BEHIND_S if is_behind else COMMIT_IDLE_S
         if (
             wants_effects
-            or waited_s >= (wait_s if has_changes or self._publisher.has_settled else COMMIT_CLOCK_S)
-            or self._records_since_commit >= self._records_a_commit_max
-            or len(self._effects) >= EFFECTS_A_COMMIT_MAX
+            or waited_s >= (wait_s if has_changes else COMMIT_CLOCK_S)
+            or self._pending.records >= self._records_a_commit_max
+            or len(self._pending.effects) >= EFFECTS_A_COMMIT_MAX
         ):
             await self._commit()
         self._syncing.if_due()
@@ -352,6 +209,7 @@ class PartitionPipeline(questions.StoreQuestions):
                 self._no_room = str(error)
                 if self._stop.is_set():
                     raise
+                self._reader.done()
                 await self._around.clock.sleep(DISK_RETRY_S)
             else:
                 if self._no_room:
@@ -361,19 +219,10 @@ class PartitionPipeline(questions.StoreQuestions):
 
     async def _commit_once(self) -> None:
         settled = self._publisher.take_settled()
-        self._bury_refused(settled.refused)
+        self._pending.bury_refused(settled.refused)
         table = self._engine.table
-        number = self._state.commit_number + 1
-        rows = table.take_dirty(number, self.residency.leaving())
-        state = dataclasses.replace(self._state, commit_number=number)
-        commit = dataclasses.replace(
-            rows,
-            state=state,
-            outbox_added=self._effects,
-            outbox_removed=settled.removed,
-            dead_letters=self._dead_letters,
-            index_added=[*self._index_added, *rows.index_added],
-        )
+        rows = table.take_dirty(self.state.commit_number + 1, self.residency.leaving())
+        commit = self._pending.commit(rows, settled.removed)
         try:
             with self._around.metrics.commit.time():
                 await self._around.clock.in_thread(functools.partial(self._store.commit, commit))
@@ -382,10 +231,8 @@ class PartitionPipeline(questions.StoreQuestions):
             self._publisher.give_back(publisher.Settled(settled.removed, []))
             raise
         table.committed()
-        self._state = state
-        self._publisher.add(self._effects)
-        self._effects, self._dead_letters, self._index_added = [], [], []
-        self._records_since_commit = 0
+        self._pending.committed(commit)
+        self._publisher.add(commit.outbox_added)
         self._committed_at = self._around.clock.monotonic()
 
     # ── start and end ────────────────────────────────────────────────────────────────────────────────────────────
@@ -394,10 +241,10 @@ class PartitionPipeline(questions.StoreQuestions):
         """Fills the table. Rows without room are indexed, durably, before the clock moves."""
         # A child has its first clock from the slowest of its parents and its highest arrival from the quickest: the scans at
         # generations' starts in between are still to come for some of its twins.
-        has_begun = bool(self._state.position.sequence_number)
-        self._engine.resume(max(self._state.clock_ms, self._state.high_arrival_ms if has_begun else 0))
+        has_begun = bool(self.state.position.sequence_number)
+        self._engine.resume(max(self.state.clock_ms, self.state.high_arrival_ms if has_begun else 0))
         async for index_added in self.residency.restore():
-            self._index_added = index_added
+            self._pending.index_added = index_added
             await self._commit()
         self._publisher.add(await self._around.clock.in_thread(self._store.outbox))
 
@@ -441,11 +288,11 @@ class PartitionPipeline(questions.StoreQuestions):
 
     @property
     def epoch(self) -> int:
-        return self._state.epoch
+        return self.state.epoch
 
     @property
     def state(self) -> commits.PartitionState:
-        return self._state
+        return self._pending.state
 
     @property
     def lag_ms(self) -> int | None:
@@ -453,20 +300,11 @@ class PartitionPipeline(questions.StoreQuestions):
 
     @property
     def outbox(self) -> directory.Outbox:
-        waiting = len(self._publisher) + len(self._effects)
-        oldest_ms = self._publisher.oldest_ms
-        if oldest_ms is None and self._effects:
-            oldest_ms = self._effects[0].effect.arrival_ms
-        return directory.Outbox(waiting, oldest_ms)
+        waiting, oldest_ms = self._pending.effects, self._publisher.oldest_ms
+        if oldest_ms is None and waiting:
+            oldest_ms = waiting[0].effect.arrival_ms
+        return directory.Outbox(len(self._publisher) + len(waiting), oldest_ms)
 
     @property
     def engine(self) -> engine.TwinEngine:
         return self._engine
-
-
-def _arrived_before(part: records.ShardBatch, time_ms: int | None, high_arrival_ms: int) -> int:
-    """How many of the records are judged before that time: arrival never falls. high_arrival_ms: of the records before."""
-    if time_ms is None:
-        return len(part.data)
-    reached = np.flatnonzero(np.maximum(part.arrival_ms, high_arrival_ms) >= time_ms)
-    return int(reached[0]) if len(reached) else len(part.data)

@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 from fleet_model import generations, parse, partition, rules, spec
-from fleet_worker import errors, pipeline, ports
+from fleet_worker import errors, pipeline, ports, surroundings
 from fleet_worker.adapters import lmdb_store, local_folder
 from fleet_worker.api import directory
 from fleet_worker.core import commits, lifecycle
@@ -60,7 +60,7 @@ class Local:
 class Supervisor:
     """Runs the worker's partitions; it is also what the API sees of the worker (directory.WorkerView)."""
 
-    def __init__(self, around: pipeline.Surroundings, local: Local) -> None:
+    def __init__(self, around: surroundings.Surroundings, local: Local) -> None:
         self._around = around
         self._local = local
         self._generations = local.folder.generations
