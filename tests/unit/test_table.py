@@ -13,7 +13,7 @@ from tests.support import commits as build
 
 def add(twin_table: table.TwinTable, device_id: str, telemetry: bytes | None = None) -> int:
     """A new twin; its slot."""
-    slot = twin_table.add(device_id, hashing.digest(device_id))
+    slot = int(twin_table.add([device_id], [hashing.digest(device_id)])[0])
     twin_table.rows["last_arrival_ms"][slot] = build.FIRST_ARRIVAL_MS
     if telemetry is not None:
         twin_table.telemetry[slot] = telemetry

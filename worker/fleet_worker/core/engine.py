@@ -107,10 +107,10 @@ class TwinEngine:
         if not generation.profiles:
             self.table.profile[slots] = 0
             return
-        device_ids, firmware = self.table.device_ids, self.table.firmware
+        firmware = self.table.firmware
         self.table.profile[slots] = [
-            generation.profile_index(device_ids[slot], firmware[slot] if firmware is not None else "")
-            for slot in slots.tolist()
+            generation.profile_index(device_id, firmware[slot] if firmware is not None else "")
+            for slot, device_id in zip(slots.tolist(), self.table.device_ids.at(slots), strict=True)
         ]
 
     @property
@@ -244,32 +244,39 @@ class TwinEngine:
     def _resolve_missing(
         self, columns: records.Columns, first: int, slots: NDArray[np.int64], out: list[effects.Effect]
     ) -> None:
-        """Gives unknown devices a row, and sends misrouted records back to the stream."""
-        known, key_range = self.table.slots, self.settings.identity.hash_key_range
-        for index in np.flatnonzero(slots < 0).tolist():
-            at = index + first
-            kind = columns.kind[at]
-            if kind == records.Kind.UNREADABLE:
-                continue
-            device_id = columns.device_ids[at]
-            slot = known.get(device_id, -1)
-            if slot < 0:
+        """Gives unknown devices a row, all of them together, and sends misrouted records back to the stream."""
+        missing = np.flatnonzero((slots < 0) & (columns.kind[first : first + len(slots)] != records.Kind.UNREADABLE))
+        new: dict[str, bytes] = {}
+        owners: list[tuple[int, str]] = []
+        for index, device_id in zip(missing.tolist(), columns.device_ids.take(missing + first), strict=True):
+            if device_id not in new:
                 digest = hashing.digest(device_id)
-                if not key_range.contains_digest(digest):
-                    self.counts.misrouted += 1
-                    if kind == records.Kind.HEARD:
-                        continue
-                    if at in columns.origins:
-                        self.counts.second_hops.append(_second_hop(columns, at))
-                    else:
-                        out.append(self.context.emitter.put_again(columns, at))
+                if not self.settings.identity.hash_key_range.contains_digest(digest):
+                    self._send_back(columns, index + first, out)
                     continue
-                if kind == records.Kind.CONTROL and columns.controls[at].instruction not in control.MAKES_A_TWIN:
+                order = columns.controls.get(index + first)
+                if order is not None and order.instruction not in control.MAKES_A_TWIN:
                     continue
-                slot = self.table.add(device_id, digest)
-                self.table.profile[slot] = self.generation.profile_index(device_id, "")
-                self.counts.created += 1
-            slots[index] = slot
+                new[device_id] = digest
+            owners.append((index, device_id))
+        if not new:
+            return
+        added = self.table.add(list(new), list(new.values()))
+        self._assign_profiles(added)
+        self.counts.created += len(new)
+        slot_of = dict(zip(new, added.tolist(), strict=True))
+        for index, device_id in owners:
+            slots[index] = slot_of[device_id]
+
+    def _send_back(self, columns: records.Columns, at: int, out: list[effects.Effect]) -> None:
+        """A misrouted record: once to the partition that owns its device, and no further."""
+        self.counts.misrouted += 1
+        if columns.kind[at] == records.Kind.HEARD:
+            return
+        if at in columns.origins:
+            self.counts.second_hops.append(_second_hop(columns, at))
+        else:
+            out.append(self.context.emitter.put_again(columns, at))
 
     def _round(
         self, columns: records.Columns, at: records.Int64s, slots: NDArray[np.int64], out: list[effects.Effect]

@@ -98,17 +98,19 @@ class TwinTable:
         """(n,) slots, -1 where the table has no row."""
         return self.slots.find(ids.IdColumn.of(wanted))
 
-    def add(self, device_id: str, digest: bytes) -> int:
-        """A new all-zero, dirty row; its slot."""
-        slot = int(self._take_slots(1)[0])
-        self.slots.put(np.array([slot]), ids.IdColumn.of([device_id]))
-        self.digests[slot] = np.frombuffer(digest, dtype=">u8")
-        self.mark[slot] = DIRTY
-        if device_id in self._deleted or device_id in self._deleted_in_flight:
-            self._deleted.discard(device_id)
-            self.telemetry[slot] = b""  # the stored one isn't this twin's
+    def add(self, device_ids: Sequence[str], digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """New all-zero, dirty rows for n devices that have none; their slots."""
+        slots = self._take_slots(len(device_ids))
+        self.slots.put(slots, ids.IdColumn.of(device_ids))
+        self.digests[slots] = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
+        self.mark[slots] = DIRTY
+        if self._deleted or self._deleted_in_flight:
+            for slot, device_id in zip(slots.tolist(), device_ids, strict=True):
+                if device_id in self._deleted or device_id in self._deleted_in_flight:
+                    self._deleted.discard(device_id)
+                    self.telemetry[slot] = b""  # the stored one isn't this twin's
         self.version += 1
-        return slot
+        return slots
 
     def reserve(self, rows: int) -> None:
         """Makes room for so many rows at once, which spares copying the table while it fills."""
