@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 
 HASH_KEY_MAX = 2**128 - 1
 
@@ -55,3 +56,19 @@ class HashKeyRange:
     def last_key(self) -> bytes:
         """The largest 16-byte digest inside."""
         return self.end.to_bytes(16, "big")
+
+
+def covers(parts: Iterable[HashKeyRange], whole: HashKeyRange) -> bool:
+    """Whether every key of the whole lies in one of the parts; they may overlap."""
+    reached = whole.start
+    for part in sorted(parts):
+        if part.start > reached:
+            break
+        reached = max(reached, part.end + 1)
+    return reached > whole.end
+
+
+def spanning(parts: Iterable[HashKeyRange]) -> HashKeyRange:
+    """The smallest range that holds all of the parts, at least one."""
+    known = list(parts)
+    return HashKeyRange(min(part.start for part in known), max(part.end for part in known))

@@ -4,98 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from fleet_model import generations, hashing, parse, partition
 from fleet_proto import fleet_pb2
-from fleet_worker import metrics, supervisor, surroundings
-from fleet_worker.adapters import kinesis, lmdb_store, local_folder, local_ownership, memory_kinesis
+from fleet_worker.adapters import lmdb_store, memory_kinesis
 from fleet_worker.core import lifecycle
-from tests.support import fleets, piped, virtual_time
+from tests.support import piped, supervised, virtual_time
 
-BOOT_ID = "boot"
-FIRST, SECOND = "shardId-000000000000", "shardId-000000000001"
-
-
-@dataclasses.dataclass
-class Worker:
-    clock: virtual_time.VirtualClock
-    kinesis: memory_kinesis.MemoryKinesis
-    supervisor: supervisor.Supervisor
-    stop: asyncio.Event
-    task: asyncio.Task[None]
-
-    async def until(self, condition: object, seconds_max: float = 600.0) -> None:
-        """condition: called until it holds."""
-        assert callable(condition)
-        deadline = self.clock.monotonic() + seconds_max
-        while not condition():
-            if self.task.done():
-                self.task.result()
-            assert self.clock.monotonic() < deadline, f"not within {seconds_max} s of virtual time"
-            await self.clock.sleep(0.1)
-
-    async def end(self) -> None:
-        self.stop.set()
-        await self.task
-
-    def phases(self) -> dict[str, str]:
-        ours = {entry.identity.shard_id: entry.phase for entry in self.supervisor.partitions()}
-        return ours | {entry.shard_id: entry.phase for entry in self.supervisor.elsewhere()}
-
-
-@contextlib.asynccontextmanager
-async def running(root: Path, memory: memory_kinesis.MemoryKinesis | None = None) -> AsyncIterator[Worker]:
-    clock = virtual_time.VirtualClock()
-    memory = memory or new_kinesis(clock)
-    document = fleets.smallest()
-    document["spec"]["streams"]["deadLetter"] = {"name": piped.DEAD_LETTERS}
-    document["spec"]["storage"] = {"mapSize": "64Mi"}
-    fleet = parse.parse(document)
-    connection = kinesis.KinesisConnection(memory, random.Random(1))
-    stream = connection.stream(piped.TELEMETRY, clock)
-    with local_folder.LocalFolder(root, fleet.namespace, fleet.name) as folder:
-        if not folder.generations:
-            folder.append_generation(generations.first_generation(fleet))
-        around = surroundings.Surroundings(
-            clock=clock,
-            sink=connection.sink(fleet.streams, clock),
-            metrics=metrics.Metrics(),
-            fleet=fleet,
-            retention_ms=memory_kinesis.RETENTION_MS,
-            rules_settled=asyncio.Event(),
-        )
-        around.rules_settled.set()
-        start = partition.Start(piped.TELEMETRY, None)
-        local = supervisor.Local("local", BOOT_ID, folder, local_ownership.EveryShard(stream), stream, start)
-        stop = asyncio.Event()
-        worker = supervisor.Supervisor(around, local)
-        running_one = Worker(clock, memory, worker, stop, asyncio.create_task(worker.run(stop)))
-        try:
-            yield running_one
-        finally:
-            stop.set()
-            await asyncio.wait((running_one.task,))
-
-
-def new_kinesis(clock: virtual_time.VirtualClock) -> memory_kinesis.MemoryKinesis:
-    """Two shards of telemetry."""
-    made = memory_kinesis.MemoryKinesis(clock)
-    made.create_stream(piped.TELEMETRY, 2)
-    for name in (piped.ALERTS, piped.COMMANDS, piped.DEAD_LETTERS):
-        made.create_stream(name)
-    return made
-
-
-def device_of(upper_half: bool) -> str:
-    """A device id of the first or of the second shard."""
-    names = (f"device-{number}" for number in range(100))
-    return next(name for name in names if (hashing.hash_key(name) > hashing.HASH_KEY_MAX // 2) is upper_half)
+FIRST, SECOND = supervised.FIRST, supervised.SECOND
 
 
 @pytest.mark.parametrize("ending", ["stopped", "died"])
@@ -103,8 +21,8 @@ def test_a_misrouted_record_at_the_end_of_a_shard_survives_a_restart(tmp_path: P
     """The shard has ended, all of it is committed, and the record that is to be put again is still in the outbox."""
 
     async def body() -> None:
-        device = device_of(upper_half=True)
-        async with running(tmp_path) as worker:
+        device = supervised.device_of(upper_half=True)
+        async with supervised.running(tmp_path) as worker:
             memory = worker.kinesis
             memory.plan = lambda call: memory_kinesis.Fault(
                 failure=memory_kinesis.THROTTLED if call.operation == "PutRecords" else None
@@ -121,7 +39,7 @@ def test_a_misrouted_record_at_the_end_of_a_shard_survives_a_restart(tmp_path: P
             else:
                 await worker.end()
         memory.plan = memory_kinesis.no_faults
-        async with running(tmp_path, memory) as worker:
+        async with supervised.running(tmp_path, memory) as worker:
             await worker.until(lambda: worker.phases().get(FIRST) == lifecycle.Phase.CLOSED)
             again = [
                 record
@@ -144,7 +62,7 @@ def test_a_misrouted_record_at_the_end_of_a_shard_survives_a_restart(tmp_path: P
 def test_children_start_after_their_parent_and_have_its_twins(tmp_path: Path) -> None:
     async def body() -> None:
         devices = [f"device-{number}" for number in range(50)]
-        async with running(tmp_path) as worker:
+        async with supervised.running(tmp_path) as worker:
             for device in devices:
                 worker.kinesis.put(piped.TELEMETRY, *piped.sample(device, timestamp_ms=1_000_001))
             worker.kinesis.split_shard(piped.TELEMETRY, FIRST)
@@ -163,13 +81,13 @@ def test_children_start_after_their_parent_and_have_its_twins(tmp_path: Path) ->
 
 def test_a_shard_that_ended_before_a_restart_stays_closed(tmp_path: Path) -> None:
     async def body() -> None:
-        async with running(tmp_path) as worker:
+        async with supervised.running(tmp_path) as worker:
             memory = worker.kinesis
-            memory.put(piped.TELEMETRY, *piped.sample(device_of(upper_half=False)))
+            memory.put(piped.TELEMETRY, *piped.sample(supervised.device_of(upper_half=False)))
             memory.split_shard(piped.TELEMETRY, FIRST)
             await worker.until(lambda: list(worker.phases().values()).count(lifecycle.Phase.RUNNING) == 3)
             await worker.end()
-        async with running(tmp_path, memory) as worker:
+        async with supervised.running(tmp_path, memory) as worker:
             await worker.until(lambda: list(worker.phases().values()).count(lifecycle.Phase.RUNNING) == 3)
             assert worker.phases()[FIRST] == lifecycle.Phase.CLOSED
             assert worker.supervisor.not_ready_because() == []
@@ -193,8 +111,8 @@ def test_a_store_that_breaks_is_built_again_from_the_stream(tmp_path: Path, monk
     monkeypatch.setattr(lmdb_store.LmdbTwinStore, "sync", breaks_once)
 
     async def body() -> None:
-        device = device_of(upper_half=False)
-        async with running(tmp_path) as worker:
+        device = supervised.device_of(upper_half=False)
+        async with supervised.running(tmp_path) as worker:
             for sent in piped.spike(device):
                 worker.kinesis.put(piped.TELEMETRY, *sent)
             await worker.until(lambda: len(worker.kinesis.records_of(piped.ALERTS)) == 1)

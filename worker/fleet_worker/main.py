@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 from fleet_model import generations, partition, spec
-from fleet_worker import errors, metrics, ports, supervisor, surroundings
+from fleet_worker import errors, metrics, ports, rule_edits, supervisor, surroundings
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import fleet_file, kinesis, local_folder, local_ownership
 from fleet_worker.api import app
@@ -128,7 +128,7 @@ async def settle_rules(
         generation = generations.first_generation(fleet)
     else:
         now_ms = max(clock.wall_ms(), await stream.now_ms())
-        edited = generations.next_generation(folder.generations[-1], fleet, now_ms + supervisor.RULES_AHEAD_MS)
+        edited = generations.next_generation(folder.generations[-1], fleet, now_ms + rule_edits.RULES_AHEAD_MS)
         if edited is None:
             return
         generation = edited

@@ -1,7 +1,8 @@
 """A worker: the partitions that it owns, each with its pipeline, and the rules that all of them judge by.
 
 Parents before children: a shard's partition starts once every parent that this fleet knows is read to its end; it inherits the
-parents' twins by hash range. A partition that fails tells why and tries again; the others go on. A bug ends the worker.
+parents' twins by hash range. What earlier runs left of shards that the stream no longer lists counts as known. A partition that
+fails tells why and tries again; the others go on. A bug ends the worker.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from fleet_model import generations, parse, partition, rules, spec
-from fleet_worker import errors, pipeline, ports, surroundings
+from fleet_model import hashing, parse, partition, rules, spec
+from fleet_worker import errors, left_behind, pipeline, ports, rule_edits, surroundings
 from fleet_worker.adapters import lmdb_store, local_folder
 from fleet_worker.api import directory
 from fleet_worker.core import commits, lifecycle
@@ -24,16 +26,17 @@ log = logging.getLogger(__name__)
 SHARDS_EVERY_S = 5.0
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 60.0
-RULES_AHEAD_MS = 1_000
-"""An edit takes effect this long after it was seen: every partition hears of it before its time comes."""
 PARTITION_ROWS_MIN = 1_000
 
 
 class Held:
-    """One shard in this worker's hands. closed: its partition was read to its end."""
+    """One shard in this worker's hands. closed: its partition was read to its end. has_begun: its twins are its own: it has
+    inherited what there was. lost: why it can never be read to its end; "" when it can."""
 
-    def __init__(self, shard: partition.Shard) -> None:
+    def __init__(self, shard: partition.Shard, lost: str = "") -> None:
         self.shard = shard
+        self.lost = lost
+        self.has_begun = False
         self.phase = lifecycle.Phase.PENDING
         self.message = ""
         self.pipeline: pipeline.PartitionPipeline | None = None
@@ -63,13 +66,11 @@ class Supervisor:
     def __init__(self, around: surroundings.Surroundings, local: Local) -> None:
         self._around = around
         self._local = local
-        self._generations = local.folder.generations
+        self._rules = rule_edits.RuleEdits(around, local.folder, self._reached_ms, self._hand_out)
         self._held: dict[str, Held] = {}
         self._shards_changed = asyncio.Event()
-        self._was_listed = False
+        self._not_listed = "the stream's shards aren't listed yet"
         self._is_stopping = False
-        self._last_rule_error: str | None = None
-        around.metrics.rules_generation.set(self._generations[-1].generation)
 
     # ── shards ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -78,31 +79,85 @@ class Supervisor:
         async with asyncio.TaskGroup() as tasks:
             while not stop.is_set():
                 self._shards_changed.clear()
-                try:
-                    shards = await self._local.ownership.owned()
-                except errors.FleetTwinError as error:
-                    log.warning("the stream's shards can't be listed, those known go on: %s", error)
-                    shards = []
-                new = [Held(shard) for shard in shards if shard.shard_id not in self._held]
-                self._held |= {
-                    held.shard.shard_id: held for held in new
-                }  # all of them first: they wait for their parents
-                for held in new:
-                    tasks.create_task(self._keep(held, stop), name=held.shard.shard_id)
-                self._was_listed = self._was_listed or bool(shards)
-                await self._shards_may_have_changed(stop)
+                shards = await self._listed(stop)
+                if shards:
+                    for held in await self._taken_up(shards):
+                        tasks.create_task(self._keep(held, stop), name=held.shard.shard_id)
+                    await self._clear_away({shard.shard_id for shard in shards})
+                await _first_of(stop, self._shards_changed, timeout_s=SHARDS_EVERY_S)
             self._is_stopping = True
 
-    async def _shards_may_have_changed(self, stop: asyncio.Event) -> None:
-        waiting = [asyncio.create_task(event.wait()) for event in (stop, self._shards_changed)]
-        await asyncio.wait(waiting, timeout=SHARDS_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
-            task.cancel()
+    async def _listed(self, stop: asyncio.Event) -> Sequence[partition.Shard]:
+        """The stream's shards; none when they can't be listed, or when the worker is to stop first: asking may take long."""
+        asking = asyncio.create_task(self._local.ownership.owned())
+        try:
+            await _first_of(stop, others=(asking,))
+            if not asking.done():
+                return []
+            shards = asking.result()
+        except errors.FleetTwinError as error:
+            log.warning("the stream's shards can't be listed, those known go on: %s", error)
+            self._not_listed = self._not_listed and f"the stream's shards can't be listed: {error}"
+            return []
+        finally:
+            asking.cancel()
+            await asyncio.wait((asking,))
+        self._not_listed = ""
+        return shards
+
+    async def _taken_up(self, shards: Sequence[partition.Shard]) -> list[Held]:
+        """New shards, and what earlier runs left of others. All of them are held before any starts: they wait for parents."""
+        for shard in shards:
+            if shard.shard_id in self._held:
+                self._held[shard.shard_id].shard = shard  # it may be closed by now
+        new = [Held(shard) for shard in shards if shard.shard_id not in self._held]
+        if new:
+            listed = {shard.shard_id for shard in shards}
+            look = functools.partial(left_behind.found, self._local.folder, self._local.boot_id, listed)
+            for left in await self._around.clock.in_thread(look):
+                if left.shard_id not in self._held:
+                    new += self._left(left, [held.shard for held in new])
+        self._held |= {held.shard.shard_id: held for held in new}
+        return new
+
+    def _left(self, left: left_behind.LeftBehind, new: Sequence[partition.Shard]) -> list[Held]:
+        """A shard that the stream no longer lists, of which an earlier run left a partition: to be closed, or in the way."""
+        if left.ended:
+            return [Held(partition.Shard(left.shard_id, left.key_range, closed=True))]
+        heirs = [shard for shard in new if left.shard_id in shard.parents and shard.shard_id not in left.begun]
+        if not heirs:
+            log.warning("partition %s: %s; nothing needs it any more", left.shard_id, left.trouble)
+            return []
+        lost = f"{left.trouble}. {self._way_out(left.shard_id)}; its children then start without its twins"
+        return [Held(partition.Shard(left.shard_id, hashing.spanning(shard.hash_key_range for shard in heirs)), lost)]
+
+    async def _clear_away(self, listed: set[str]) -> None:
+        """Partitions that are closed, whose shard the stream no longer lists, and whose twins live on in others: their folders
+        would pile up with every split."""
+        begun = [
+            held.shard.hash_key_range for held in self._held.values() if held.has_begun and not held.closed.is_set()
+        ]
+        for shard_id, held in list(self._held.items()):
+            if shard_id in listed or not held.closed.is_set() or not hashing.covers(begun, held.shard.hash_key_range):
+                continue
+            async with held.environment:
+                remove = functools.partial(self._local.folder.remove_partition, shard_id)
+                try:
+                    await self._around.clock.in_thread(remove)
+                except errors.DataFolderError as error:
+                    log.warning("partition %s: %s", shard_id, error)
+            del self._held[shard_id]
+            self._around.metrics.forget_partition(shard_id)
+            log.info("partition %s: its shard is gone and its twins live on in others; its folder is removed", shard_id)
 
     async def _keep(self, held: Held, stop: asyncio.Event) -> None:
         """A partition's whole stay here: after its parents, again after each failure, until it is closed or we stop."""
         shard_id = held.shard.shard_id
         retry_s = RETRY_FIRST_S
+        if held.lost:
+            self._fail(held, held.lost)
+            log.error("partition %s: %s", shard_id, held.lost)
+            return
         if not await self._every_parent_is_closed(held, stop):
             return
         held.step(lifecycle.Event.START)
@@ -111,10 +166,9 @@ class Supervisor:
             try:
                 await self._own(held, stop)
             except errors.FleetTwinError as error:
-                held.step(lifecycle.Event.FAIL, str(error))
-                self._around.metrics.partition(shard_id).set_phase(held.phase.value)
+                self._fail(held, str(error))
                 if stop.is_set():
-                    log.warning("partition %s: stopped without its last commit: %s", shard_id, error)
+                    log.warning("partition %s: its stop wasn't clean: %s", shard_id, error)
                     return
                 retry_s = RETRY_FIRST_S if self._around.clock.monotonic() - started > RETRY_MAX_S else retry_s
                 log.error("partition %s failed, next try in %g s: %s", shard_id, retry_s, error)
@@ -123,26 +177,30 @@ class Supervisor:
                 retry_s = min(RETRY_MAX_S, retry_s * 2)
                 held.step(lifecycle.Event.RETRY)
                 continue
+            except Exception as error:  # a bug: it ends the worker, and should say where
+                error.add_note(f"in partition {shard_id}")
+                raise
             if held.closed.is_set():
                 log.info("partition %s: the shard ended, all of it is applied", shard_id)
                 self._shards_changed.set()
             return
 
+    def _fail(self, held: Held, why: str) -> None:
+        held.step(lifecycle.Event.FAIL, why)
+        self._around.metrics.partition(held.shard.shard_id).set_phase(held.phase.value)
+
     async def _every_parent_is_closed(self, held: Held, stop: asyncio.Event) -> bool:
         """Waits for the parents that this fleet knows; False when the worker stops first."""
         for parent in self._known_parents(held.shard):
             held.message = f"waits for its parent {parent.shard.shard_id}"
-            waiting = [asyncio.create_task(event.wait()) for event in (stop, parent.closed)]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
+            await _first_of(stop, parent.closed)
             if stop.is_set():
                 return False
         held.message = ""
         return True
 
     def _known_parents(self, shard: partition.Shard) -> list[Held]:
-        """A parent that the stream no longer lists counts as absent: nothing of it is left to be read."""
+        """A parent that neither the stream nor the data folder knows counts as absent: nothing of it is left to be read."""
         return [self._held[parent] for parent in sorted(shard.parents) if parent in self._held]
 
     # ── one partition ────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,6 +208,7 @@ class Supervisor:
     async def _own(self, held: Held, stop: asyncio.Event) -> None:
         """Opens the partition's environment and runs its pipeline."""
         shard = held.shard
+        held.has_begun = False
         async with held.environment, self._opened(held) as store:
             if store.discarded is not None:
                 log.warning(
@@ -158,9 +217,15 @@ class Supervisor:
                     shard.shard_id,
                     store.discarded,
                 )
+            if store.state.ended and not held.closed.is_set() and not shard.closed:
+                raise errors.StreamGoneError(
+                    f"partition {shard.shard_id} was read to its end, but its shard is open: the stream isn't the one that it "
+                    "was read from. Give the fleet a data folder of its own for this stream, or wait if the shard was closed just now"
+                )
             if not store.state.ended:
                 if store.state.commit_number == 0:
                     await self._inherit(held, store)
+                held.has_begun = True
                 self._check_age(shard, store.state)
                 await self._pipe(held, store, stop)
             elif await self._around.clock.in_thread(store.outbox):
@@ -175,13 +240,16 @@ class Supervisor:
         position = store.state.position
         start = position if position.sequence_number else self._local.start.time_ms
         source = self._local.stream.open_shard(held.shard.shard_id, start)
-        piped = pipeline.PartitionPipeline(self._around, self._identity(held.shard), store, source, self._generations)
+        piped = pipeline.PartitionPipeline(self._around, self._identity(held.shard), store, source, self.generations)
         held.pipeline = piped
         self._share_memory()
         try:
             await piped.run(stop)
+        except errors.PositionExpiredError as error:
+            raise errors.PositionExpiredError(f"{error}. {self._way_out(held.shard.shard_id)}") from error
         finally:
             held.pipeline = None
+            self._share_memory()
 
     @contextlib.asynccontextmanager
     async def _opened(self, held: Held) -> AsyncIterator[lmdb_store.LmdbTwinStore]:
@@ -228,9 +296,14 @@ class Supervisor:
         if state.clock_ms and age_ms > self._around.retention_ms:
             raise errors.PositionExpiredError(
                 f"partition {shard.shard_id} stands {age_ms // 60_000} min back, the stream retains "
-                f"{self._around.retention_ms // 60_000} min: records are lost. To go on with what the stream still holds, its "
-                f"twins begun anew, stop the worker and move {self._local.folder.path}/partitions/{shard.shard_id} away"
+                f"{self._around.retention_ms // 60_000} min: records are lost. {self._way_out(shard.shard_id)}"
             )
+
+    def _way_out(self, shard_id: str) -> str:
+        return (
+            "To go on with what the stream still holds, the twins begun anew, stop the worker and move "
+            f"{self._local.folder.path}/partitions/{shard_id} away"
+        )
 
     def _identity(self, shard: partition.Shard) -> partition.PartitionIdentity:
         fleet = self._around.fleet
@@ -249,50 +322,17 @@ class Supervisor:
 
     async def follow_edits(self, edits: AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]) -> None:
         """Takes up the fleet's edits until cancelled; one that isn't valid leaves the last good rules in force."""
-        async for edit in edits:
-            if isinstance(edit, parse.InvalidFleetError):
-                self._refuse_edit(str(edit))
-                continue
-            ignored = generations.settings_changed(self._around.fleet, edit)
-            if ignored:
-                log.warning("spec.%s changed: that holds from the next start only", ", spec.".join(ignored))
-            try:
-                await self._take_up(edit)
-            except (errors.DiskFullError, errors.TooManyGenerationsError) as error:
-                self._refuse_edit(str(error))
+        await self._rules.follow(edits)
 
-    def _refuse_edit(self, why: str) -> None:
-        self._last_rule_error = why
-        self._around.metrics.rules_reload_failures.inc()
-        log.error("the fleet's edit is refused, the last good rules stay in force: %s", why)
+    def _reached_ms(self) -> int:
+        """The latest time that any partition has seen."""
+        states = [held.pipeline.state for held in self._held.values() if held.pipeline is not None]
+        return max((max(state.clock_ms, state.high_arrival_ms) for state in states), default=0)
 
-    async def _take_up(self, edit: spec.FleetSpec) -> None:
-        """Stamps, keeps and hands out a generation. No partition judges meanwhile, so none can pass its start before."""
-        self._around.rules_settled.clear()
-        try:
-            wall_ms = self._around.clock.wall_ms()
-            reached = [
-                max(held.pipeline.state.clock_ms, held.pipeline.state.high_arrival_ms)
-                for held in self._held.values()
-                if held.pipeline is not None
-            ]
-            generation = generations.next_generation(
-                self._generations[-1], edit, max([wall_ms, *reached]) + RULES_AHEAD_MS
-            )
-            self._last_rule_error = None
-            if generation is None:
-                return
-            await self._around.clock.in_thread(
-                functools.partial(self._local.folder.append_generation, generation, wall_ms - self._around.retention_ms)
-            )
-            self._generations = self._local.folder.generations
-            for held in self._held.values():
-                if held.pipeline is not None:
-                    held.pipeline.adopt(self._generations)
-            self._around.metrics.rules_generation.set(generation.generation)
-            log.info("rules generation %d holds from %d on", generation.generation, generation.effective_ms)
-        finally:
-            self._around.rules_settled.set()
+    def _hand_out(self, known: Sequence[rules.RulesGeneration]) -> None:
+        for held in self._held.values():
+            if held.pipeline is not None:
+                held.pipeline.adopt(known)
 
     # ── what the API sees ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,22 +346,22 @@ class Supervisor:
 
     @property
     def rules_generation(self) -> int:
-        return self._generations[-1].generation
+        return self.generations[-1].generation
 
     @property
     def generations(self) -> Sequence[rules.RulesGeneration]:
-        return self._generations
+        return self._rules.generations
 
     @property
     def last_rule_error(self) -> str | None:
-        return self._last_rule_error
+        return self._rules.last_error
 
     def partitions(self) -> Sequence[directory.PartitionView]:
         return [held.pipeline for held in self._held.values() if held.pipeline is not None]
 
     def elsewhere(self) -> Sequence[directory.Elsewhere]:
         return [
-            directory.Elsewhere(shard_id, held.shard.hash_key_range, self.name, 0, held.phase.value)
+            directory.Elsewhere(shard_id, held.shard.hash_key_range, self.name, 0, held.phase.value, held.message)
             for shard_id, held in self._held.items()
             if held.pipeline is None
         ]
@@ -329,10 +369,22 @@ class Supervisor:
     def not_ready_because(self) -> Sequence[str]:
         if self._is_stopping:
             return ["the worker is stopping"]
-        if not self._was_listed:
-            return ["the stream's shards aren't listed yet"]
+        if self._not_listed:
+            return [self._not_listed]
         return [
             f"partition {shard_id} is {held.phase.value}" + (f": {held.message}" if held.message else "")
             for shard_id, held in self._held.items()
             if held.pipeline is None and held.phase is not lifecycle.Phase.CLOSED
         ]
+
+
+async def _first_of(
+    *events: asyncio.Event, others: Sequence[asyncio.Task[Any]] = (), timeout_s: float | None = None
+) -> None:
+    """Returns when one of the events is set or one of the other tasks has ended, which it leaves alone."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait((*waiting, *others), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()

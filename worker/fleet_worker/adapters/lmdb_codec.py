@@ -293,6 +293,15 @@ def encode_identity(identity: partition.PartitionIdentity) -> bytes:
     )
 
 
+def decode_identity(value: bytes) -> partition.PartitionIdentity:
+    fields = _json(value, "the partition's identity")
+    try:
+        start, end = fields.pop("hash_key_range")
+        return partition.PartitionIdentity(**fields, hash_key_range=hashing.HashKeyRange(int(start), int(end)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CodecError(f"the partition's identity can't be read: {error}") from error
+
+
 def _with_head(head: list[object], data: bytes) -> bytes:
     encoded = orjson.dumps(head)
     return len(encoded).to_bytes(4, "big") + encoded + data

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fleet_model import hashing, partition, spec
 from fleet_worker import errors
-from fleet_worker.adapters import lmdb_codec, lmdb_environment, lmdb_snapshot, marks
+from fleet_worker.adapters import lmdb_codec, lmdb_environment, lmdb_look, lmdb_snapshot, marks
 from fleet_worker.core import commits, effects, records, twins
 
 DEAD_LETTERS_MAX = 10_000
@@ -68,9 +68,9 @@ class LmdbTwinStore:
         folder.mkdir(parents=True, exist_ok=True)
         discarded = None
         if path.exists():
-            discarded = marks.reason_against(folder, boot_id) or _reason_unreadable(path)
+            discarded = marks.reason_against(folder, boot_id) or lmdb_look.reason_unreadable(path)
             if discarded is None:
-                _check_contents(path, identity)
+                lmdb_look.check_contents(path, identity)
             else:
                 _move_aside(folder, path)
         if not path.exists():
@@ -341,43 +341,6 @@ def _packed_telemetry(
         markers[places[key]] = marker
         rests[places[key]] = rest
     return markers, rests
-
-
-def _reason_unreadable(path: Path) -> str | None:
-    """A process that died while it created the environment leaves a file that isn't one yet."""
-    try:
-        lmdb.open(str(path), readonly=True, max_dbs=1, lock=False).close()
-    except lmdb.InvalidError as error:
-        return f"never completely created ({error})"
-    except lmdb.Error as error:
-        data = path / "data.mdb"
-        if not data.exists() or data.stat().st_size == 0:
-            return f"never completely created ({error})"
-        raise errors.StoreBrokenError(f"{path}: can't be opened: {error}") from error
-    return None
-
-
-def _check_contents(path: Path, identity: partition.PartitionIdentity) -> None:
-    """Raises StoreBrokenError, before anything is written, when the environment isn't this partition's or its rows
-    are of another version."""
-    with lmdb.open(str(path), readonly=True, max_dbs=1, lock=False) as environment, environment.begin() as transaction:
-        try:
-            meta = environment.open_db(b"meta", txn=transaction, create=False)
-        except lmdb.NotFoundError:
-            return  # Created, and nothing committed yet.
-        version = transaction.get(b"row_version", db=meta)
-        stored = transaction.get(b"identity", db=meta)
-    if version is not None and version != str(twins.ROW_VERSION).encode():
-        raise errors.StoreBrokenError(
-            f"{path}: its twins have row version {version.decode(errors='replace')}, this worker reads and writes "
-            f"version {twins.ROW_VERSION}. Run the version that wrote it, or remove the folder to restore the partition."
-        )
-    expected = lmdb_codec.encode_identity(identity)
-    if stored is not None and stored != expected:
-        raise errors.StoreBrokenError(
-            f"{path}: belongs to {stored.decode(errors='replace')}, not to {expected.decode()}. "
-            f"Give the fleet a data folder of its own, or remove this one."
-        )
 
 
 def _sign(environment: lmdb_environment.Environment, identity: partition.PartitionIdentity) -> None:

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,8 @@ GENERATIONS_MAX = 1_000
 
 FILE_SIZE_BYTES_MAX = 256 * 2**20
 _HOLDER_WIDTH = 20
+_GOING = ".going"
+"""Ends the name of a partition's folder that is being removed; no shard id has a dot."""
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 """Of a namespace, fleet or shard id; none can leave the folder."""
 
@@ -114,7 +117,26 @@ class LocalFolder:
     def partitions(self) -> list[str]:
         """Shard ids that have a folder, in order."""
         folder = self.path / "partitions"
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.suffix != _GOING)
+
+    def remove_partition(self, shard_id: str) -> None:
+        """Removes a partition's folder and all that is in it. Idempotent; a crash on the way leaves the folder whole or none
+        that `partitions` tells of. Raises DataFolderError."""
+        folder = self.path / "partitions" / _checked(shard_id)
+        going = folder.with_name(folder.name + _GOING)
+        try:
+            if going.exists():
+                shutil.rmtree(going)
+            if folder.exists():
+                folder.rename(going)
+                durable.sync_folder(folder.parent)
+                shutil.rmtree(going)
+        except OSError as error:
+            raise errors.DataFolderError(
+                f"{folder}: can't be removed ({error}); nothing needs it any more: remove it by hand"
+            ) from error
 
     def close(self) -> None:
         if self._lock is not None:

@@ -1,0 +1,78 @@
+"""Takes up edits of the fleet's rules while the worker runs: each becomes a generation, stamped once, kept, then handed out.
+
+No partition judges while one is being stamped, so none can pass its start before it holds. It doesn't look at what the rules
+say, and an edit that isn't valid or can't be kept leaves the last good ones in force.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from fleet_model import generations, parse, rules, spec
+from fleet_worker import errors, surroundings
+from fleet_worker.adapters import local_folder
+
+log = logging.getLogger(__name__)
+
+RULES_AHEAD_MS = 1_000
+"""An edit takes effect this long after it was seen: every partition hears of it before its time comes."""
+
+
+class RuleEdits:
+    """generations: all that are kept. last_error: why the last edit wasn't taken up; None when it was."""
+
+    def __init__(
+        self,
+        around: surroundings.Surroundings,
+        folder: local_folder.LocalFolder,
+        reached_ms: Callable[[], int],
+        hand_out: Callable[[Sequence[rules.RulesGeneration]], None],
+    ) -> None:
+        """reached_ms: the latest time that any partition has seen. hand_out: gives the whole list to every partition."""
+        self.generations = folder.generations
+        self.last_error: str | None = None
+        self._around = around
+        self._folder = folder
+        self._reached_ms = reached_ms
+        self._hand_out = hand_out
+        around.metrics.rules_generation.set(self.generations[-1].generation)
+
+    async def follow(self, edits: AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]) -> None:
+        """Until cancelled. Raises DataFolderError when it is unknown what was kept."""
+        async for edit in edits:
+            if isinstance(edit, parse.InvalidFleetError):
+                self._refuse(str(edit))
+                continue
+            ignored = generations.settings_changed(self._around.fleet, edit)
+            if ignored:
+                log.warning("spec.%s changed: that holds from the next start only", ", spec.".join(ignored))
+            try:
+                await self._take_up(edit)
+            except (errors.DiskFullError, errors.TooManyGenerationsError) as error:
+                self._refuse(str(error))
+
+    def _refuse(self, why: str) -> None:
+        self.last_error = why
+        self._around.metrics.rules_reload_failures.inc()
+        log.error("the fleet's edit is refused, the last good rules stay in force: %s", why)
+
+    async def _take_up(self, edit: spec.FleetSpec) -> None:
+        self._around.rules_settled.clear()
+        try:
+            wall_ms = self._around.clock.wall_ms()
+            start_ms = max(wall_ms, self._reached_ms()) + RULES_AHEAD_MS
+            generation = generations.next_generation(self.generations[-1], edit, start_ms)
+            self.last_error = None
+            if generation is None:
+                return
+            oldest_ms = wall_ms - self._around.retention_ms
+            keep = functools.partial(self._folder.append_generation, generation, oldest_ms)
+            await self._around.clock.in_thread(keep)
+            self.generations = self._folder.generations
+            self._hand_out(self.generations)
+            self._around.metrics.rules_generation.set(generation.generation)
+            log.info("rules generation %d holds from %d on", generation.generation, generation.effective_ms)
+        finally:
+            self._around.rules_settled.set()
