@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from fleet_model import generations, partition, spec
@@ -19,6 +21,8 @@ from fleet_worker.api import app
 log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+OPEN_FILES = 16_384
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,13 +36,33 @@ class Options:
 
 
 async def run(options: Options) -> int:
-    """Runs a worker that owns every shard of the stream until SIGTERM or SIGINT; 0 after a clean stop.
+    """Runs a worker that owns every shard of the stream until SIGTERM or SIGINT; 0 after a clean stop. A second signal ends
+    the process at once, which loses nothing that was committed.
 
     Raises InvalidFleetError and FleetTwinError for what the user can mend.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    allow_open_files()
+    stop, has_started = asyncio.Event(), asyncio.Event()
+    with _stopped_by_signals(stop):
+        working = asyncio.create_task(_work(options, stop, has_started))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not has_started.is_set():
+                working.cancel()  # Kinesis may be out of reach; there is nothing yet that would have to end well
+            await asyncio.wait((working,))
+        finally:
+            for task in (working, stopping):
+                task.cancel()
+            await asyncio.wait((working, stopping))
+        if not working.cancelled():
+            working.result()
+    log.info("stopped")
+    return 0
+
+
+async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Event) -> None:
+    """Startup, run, shutdown. has_started is set once partitions may have begun."""
     async with contextlib.AsyncExitStack() as stack:
         clock = stack.enter_context(clocks.RealClock())
         watched = fleet_file.FleetFile(options.fleet_path, clock)
@@ -53,13 +77,14 @@ async def run(options: Options) -> int:
         telemetry = fleet.streams.telemetry
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
         start = await settle_start(folder, fleet, stream, clock)
-        await settle_rules(folder, fleet, stream, clock)
+        retention_ms = await stream.retention_ms()
+        await settle_rules(folder, fleet, await stream.now_ms(), retention_ms, clock)
         around = surroundings.Surroundings(
             clock=clock,
             sink=connection.sink(fleet.streams, clock),
             metrics=measured,
             fleet=fleet,
-            retention_ms=await stream.retention_ms(),
+            retention_ms=retention_ms,
             rules_settled=asyncio.Event(),
         )
         around.rules_settled.set()
@@ -80,6 +105,7 @@ async def run(options: Options) -> int:
                 f"port {options.port} on {options.host} can't be used ({error.strerror}); give another with --port"
             ) from error
         log.info("fleet %s: twins at http://%s:%d/v1/twins", worker.fleet, host, port)
+        has_started.set()
         editing = asyncio.create_task(worker.follow_edits(watched.edits()))
         working = asyncio.create_task(worker.run(stop))
         try:
@@ -91,8 +117,35 @@ async def run(options: Options) -> int:
             stop.set()
             editing.cancel()
             await asyncio.wait((editing, working))
-    log.info("stopped")
-    return 0
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        log.info("stopping; once more to end at once")
+        stop.set()
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def allow_open_files() -> None:
+    """Raises the soft limit on open files as far as needed and allowed: a partition takes four, and the usual limit of 1,024
+    ends at about two hundred partitions."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def settle_start(
@@ -121,15 +174,16 @@ async def settle_start(
 
 
 async def settle_rules(
-    folder: local_folder.LocalFolder, fleet: spec.FleetSpec, stream: ports.Stream, clock: ports.Clock
+    folder: local_folder.LocalFolder, fleet: spec.FleetSpec, now_ms: int, retention_ms: int, clock: ports.Clock
 ) -> None:
-    """The first generation, or what was edited while no worker ran; by the same stamp as a live edit."""
+    """The first generation, or what was edited while no worker ran; by the same stamp as a live edit. now_ms: Kinesis' clock."""
+    oldest_ms = 0
     if not folder.generations:
         generation = generations.first_generation(fleet)
     else:
-        now_ms = max(clock.wall_ms(), await stream.now_ms())
-        edited = generations.next_generation(folder.generations[-1], fleet, now_ms + rule_edits.RULES_AHEAD_MS)
+        start_ms = max(clock.wall_ms(), now_ms) + rule_edits.RULES_AHEAD_MS
+        edited = generations.next_generation(folder.generations[-1], fleet, start_ms)
         if edited is None:
             return
-        generation = edited
-    await clock.in_thread(functools.partial(folder.append_generation, generation))
+        generation, oldest_ms = edited, now_ms - retention_ms
+    await clock.in_thread(functools.partial(folder.append_generation, generation, oldest_ms))
