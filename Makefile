@@ -39,7 +39,7 @@ lint: setup ## format, lint, types, import rules, generated code up to date
 
 bench: setup ## the benchmarks on this machine, about ten minutes (docs/benchmarks.md) [BENCH_ARGS=--json]
 	@$(VENV)/bin/fleet-twin bench engine --devices 100000 --records 5000000 --cpu 0 $(BENCH_ARGS)
-	@$(VENV)/bin/fleet-twin bench engine --devices 1000000 --records 5000000 --cpu 0 $(BENCH_ARGS)
+	@$(VENV)/bin/fleet-twin bench engine --devices 1000000 --partitions 10 --records 5000000 --cpu 0 $(BENCH_ARGS)
 	@$(VENV)/bin/fleet-twin bench worker --behind $(BENCH_ARGS)
 	@$(VENV)/bin/fleet-twin bench worker --rate 10000 --shards 10 --duration 120 $(BENCH_ARGS)
 

@@ -72,11 +72,11 @@ def test_caught_up_without_effects_it_commits_every_five_seconds() -> None:
     virtual_time.run(body())
 
 
-def test_behind_it_commits_every_second_whatever_effects_wait() -> None:
+def test_behind_it_commits_every_five_seconds_whatever_effects_wait() -> None:
     async def body() -> None:
         async with piped.running() as partition:
             partition.source.behind_ms = 60_000
-            for number in range(100):
+            for number in range(240):
                 partition.put(*piped.spike(f"device-{number}"))
                 await partition.pass_time(0.25)
             times = [entry.at_s for entry in partition.store.committed]

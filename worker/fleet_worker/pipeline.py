@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 COMMIT_IDLE_S = 5.0
 """Caught up, changed rows wait this long for a commit, unless effects wait with them."""
-COMMIT_BEHIND_S = 1.0
+COMMIT_BEHIND_S = 5.0
+"""Behind, effects wait as well: a row changed many times is written once."""
 COMMIT_CLOCK_S = 30.0
 """With nothing else to commit, the partition clock is."""
 RECORDS_A_COMMIT_MAX = 200_000
