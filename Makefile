@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench proto requirements clean
+.PHONY: help setup demo test lint sim e2e bench proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,9 +10,10 @@ DURATION ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SEEDS ?= 500
 
 help: ## what there is (this list)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.project ## .venv with the project and its tools: .venv/bin/fleet-twin
 
@@ -24,6 +25,13 @@ $(VENV)/.project: requirements-dev.txt pyproject.toml scripts/make_venv.sh
 
 demo: setup ## the whole system on this machine: simulated fleet, embedded Kinesis and S3, live view [DURATION=seconds]
 	@$(VENV)/bin/fleet-twin demo $(if $(DURATION),--duration $(DURATION)) $(DEMO_ARGS)
+
+sim: setup ## seeded runs of the pipeline in virtual time, with restarts and full disks, judged by the reference [SEEDS=500]
+	@SIM_SEEDS=$(SEEDS) $(VENV)/bin/python -m pytest tests/sim $(PYTEST_ARGS)
+
+e2e: setup ## real worker processes against real emulators: kills, splits, outages, full disks, the AWS CLI
+	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration -m processes $(PYTEST_ARGS)
 
 test: lint ## lint, then every test that this machine can run [PYTEST_ARGS=…]
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
