@@ -110,7 +110,8 @@ class WatchedSource:
 
 
 class WatchedSink:
-    """An EffectSink that writes down what was given to it and what came of it; `refuses` says why an effect is refused."""
+    """An EffectSink that writes down what was given to it and what came of it; `refuses` says why an effect is refused, `stuck`
+    names a stream whose calls never return."""
 
     def __init__(self, sink: ports.EffectSink) -> None:
         self._sink = sink
@@ -118,10 +119,13 @@ class WatchedSink:
         self.settled: set[int] = set()
         self.refuses: Callable[[effects.Effect], str | None] = lambda effect: None
         self.breaks: Exception | None = None
+        self.stuck: effects.Target | None = None
 
     async def publish(self, entries: Sequence[effects.OutboxEntry]) -> ports.PublishResult:
         if self.breaks is not None:
             raise self.breaks
+        if any(entry.effect.target is self.stuck for entry in entries):
+            await asyncio.Event().wait()
         self.given |= {entry.number for entry in entries}
         refused = [(entry.number, why) for entry in entries if (why := self.refuses(entry.effect)) is not None]
         unfit = {number for number, _ in refused}

@@ -663,3 +663,15 @@ def test_an_ended_shard_publishes_the_dead_letter_of_a_refused_effect_before_it_
             assert partition.store.outbox() == []
 
     virtual_time.run(body())
+
+
+def test_a_stream_that_takes_nothing_delays_no_other() -> None:
+    async def body() -> None:
+        async with piped.running() as partition:
+            partition.sink.stuck = effects.Target.COMMANDS
+            partition.put(*piped.spike("device-7"))
+            await partition.until(partition.alerts)
+            partition.put(*piped.spike("device-8"))
+            await partition.until(lambda: len(partition.alerts()) >= 2)
+
+    virtual_time.run(body())

@@ -27,6 +27,14 @@ class Settled:
     refused: list[tuple[effects.Effect, str]] = dataclasses.field(default_factory=list)
 
 
+class Lane:
+    """The entries for one stream, in order. Streams don't wait for one another: one that throttles delays only its own."""
+
+    def __init__(self) -> None:
+        self.waiting: collections.deque[effects.OutboxEntry] = collections.deque()
+        self.has_work = asyncio.Event()
+
+
 class Publisher:
     """One partition's. `add` committed entries, `run` in a task, `take_settled` at each commit."""
 
@@ -34,17 +42,16 @@ class Publisher:
         self._sink = sink
         self._clock = clock
         self._metrics = told
-        self._waiting: collections.deque[effects.OutboxEntry] = collections.deque()
+        self._lanes = {target: Lane() for target in effects.Target}
         self._settled = Settled()
-        self._has_work = asyncio.Event()
         self._progress = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(len(lane.waiting) for lane in self._lanes.values())
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= OUTBOX_MAX
+        return len(self) >= OUTBOX_MAX
 
     @property
     def has_settled(self) -> bool:
@@ -54,12 +61,14 @@ class Publisher:
     @property
     def oldest_ms(self) -> int | None:
         """arrival_ms of the oldest effect not yet acknowledged."""
-        return self._waiting[0].effect.arrival_ms if self._waiting else None
+        oldest = [lane.waiting[0].effect.arrival_ms for lane in self._lanes.values() if lane.waiting]
+        return min(oldest, default=None)
 
     def add(self, entries: Sequence[effects.OutboxEntry]) -> None:
-        if entries:
-            self._waiting.extend(entries)
-            self._has_work.set()
+        for entry in entries:
+            lane = self._lanes[entry.effect.target]
+            lane.waiting.append(entry)
+            lane.has_work.set()
 
     def take_settled(self) -> Settled:
         settled, self._settled = self._settled, Settled()
@@ -81,15 +90,25 @@ class Publisher:
     async def run(self) -> None:
         """Until cancelled. A cancelled call may have published effects whose acknowledgement is lost: they go again,
         with the same ids."""
-        while True:
-            await self._has_work.wait()
-            entries = list(itertools.islice(self._waiting, ENTRIES_A_CALL_MAX))
-            result = await self._sink.publish(entries)
-            self._settle(entries, set(result.acknowledged), dict(result.refused))
-            if not self._waiting:
-                self._has_work.clear()
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for lane in self._lanes.values():
+                    lanes.create_task(self._run(lane))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
 
-    def _settle(self, entries: Sequence[effects.OutboxEntry], acknowledged: set[int], refused: dict[int, str]) -> None:
+    async def _run(self, lane: Lane) -> None:
+        while True:
+            await lane.has_work.wait()
+            entries = list(itertools.islice(lane.waiting, ENTRIES_A_CALL_MAX))
+            result = await self._sink.publish(entries)
+            self._settle(lane, entries, set(result.acknowledged), dict(result.refused))
+            if not lane.waiting:
+                lane.has_work.clear()
+
+    def _settle(
+        self, lane: Lane, entries: Sequence[effects.OutboxEntry], acknowledged: set[int], refused: dict[int, str]
+    ) -> None:
         now_ms = self._clock.wall_ms()
         left = []
         for entry in entries:
@@ -102,6 +121,6 @@ class Publisher:
             else:
                 left.append(entry)
         for _ in entries:
-            self._waiting.popleft()
-        self._waiting.extendleft(reversed(left))
+            lane.waiting.popleft()
+        lane.waiting.extendleft(reversed(left))
         self._progress.set()
