@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 
 from fleet_model import hashing, partition
@@ -55,22 +56,28 @@ def effect_id(
     record heard. repeat: how often the alert had fired before in this open episode. The shard is not part of it:
     sequence numbers are unique in a stream.
     """
-    parts = (
-        identity.namespace,
-        identity.fleet,
-        identity.stream,
-        device_id,
-        kind,
-        trigger,
-        state,
-        position.sequence_number,
-        str(position.subsequence_number),
-        str(repeat),
+    sequence = position.sequence_number.encode()
+    device = device_id.encode()
+    repeats = b"%d" % repeat
+    index = b"%d" % position.subsequence_number
+    packed = b"".join(
+        (
+            _packed(identity.namespace, identity.fleet, identity.stream),
+            *(len(device).to_bytes(2, "big"), device),
+            _packed(kind, trigger, state),
+            *(len(sequence).to_bytes(2, "big"), sequence),
+            *(len(index).to_bytes(2, "big"), index),
+            *(len(repeats).to_bytes(2, "big"), repeats),
+        )
     )
+    return hashlib.blake2b(packed, digest_size=16).hexdigest()
+
+
+@functools.lru_cache(maxsize=1_024)
+def _packed(*parts: str) -> bytes:
+    """Each part after its length. Remembered: a partition's effects share most of their parts, and come by the thousand."""
     encoded = [part.encode() for part in parts]
-    return hashlib.blake2b(
-        b"".join(len(part).to_bytes(2, "big") + part for part in encoded), digest_size=16
-    ).hexdigest()
+    return b"".join(len(part).to_bytes(2, "big") + part for part in encoded)
 
 
 def goes_to_child(effect: Effect, parent: hashing.HashKeyRange, child: hashing.HashKeyRange) -> bool:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fleet_model import partition, rules
 from fleet_proto import fleet_pb2
-from fleet_worker.core import contexts, effects, emit, observe, records, twins
+from fleet_worker.core import contexts, effects, emit, observe, records, table, twins
 
 OPEN = (np.uint16(twins.Flag.OPEN_TEMPERATURE), np.uint16(twins.Flag.OPEN_BATTERY))
 ACKNOWLEDGED = (np.uint16(twins.Flag.ACKNOWLEDGED_TEMPERATURE), np.uint16(twins.Flag.ACKNOWLEDGED_BATTERY))
@@ -143,7 +143,7 @@ def _fire(
     out.append(alert)
     if settings.command:
         out.append(context.emitter.command(cause, rule, settings.command, parameters))
-    samples.rows["flags"][index] |= OPEN[rule] | np.uint16(twins.Flag.EXTRA)
+    samples.rows["flags"][index] |= OPEN[rule] | table.EXTRA
     extras["repeats"][details, rule] = repeat + 1
     extras["alert_ms"][details, rule] = cause.time_ms
     extras["alert_generation"][details, rule] = cause.generation

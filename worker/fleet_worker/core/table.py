@@ -21,6 +21,7 @@ FREE, CLEAN, DIRTY, IN_FLIGHT, LEAVING = range(5)
 """Marks of a slot. LEAVING: clean, and its offline index entry is part of the commit in flight."""
 
 ROWS_MIN = 4096
+EXTRA = np.uint16(twins.Flag.EXTRA)
 RAW_ROW = f"V{twins.TWIN_DTYPE.itemsize}"
 
 
@@ -154,7 +155,7 @@ class TwinTable:
             if index >= len(self.extras):
                 self.extras = _grown(self.extras, index + 1)
         self.extra_index[slot] = index + 1
-        self.rows["flags"][slot] |= twins.Flag.EXTRA
+        self.rows["flags"][slot] |= EXTRA
         return index
 
     def clear(self, slot: int) -> None:
