@@ -3,7 +3,8 @@
 Python runs one thing at a time, and asyncio lets everything that is ready run before it looks at sockets and timers again. Two
 hundred partitions that are all behind would keep it from both for seconds: health checks time out, calls to Kinesis expire.
 So a partition asks for its turn before it judges, and between two turns the loop looks around. How much fits into a turn depends
-on the records (each alert costs as much as a dozen quiet records, a single hot device a hundred times more), so it is measured.
+on the records: an alert costs as much as thirty quiet records, and records of a single device, one after the other, a hundred times
+as much as those of many. So it is measured.
 """
 
 from __future__ import annotations
