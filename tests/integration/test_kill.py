@@ -84,9 +84,6 @@ async def killed(
     async with contextlib.AsyncExitStack() as stack:
         faults = await stack.enter_async_context(proxy.FaultProxy(url)) if seed % 2 else None
         endpoint = faults.endpoint_url if faults is not None else url
-        storage = {"twinsInMemoryMax": 1_000} if seed % 5 == 0 else {}
-        fleet = await stack.enter_async_context(
-            live_fleet.made(folder, kinesis, endpoint, shards=2 + seed % 2, storage=storage)
-        )
+        fleet = await stack.enter_async_context(live_fleet.made(folder, kinesis, endpoint, shards=2 + seed % 2))
         run = killing.Run(seed, fleet, faults)
         return run, await run.go()
