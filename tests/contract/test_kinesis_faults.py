@@ -80,7 +80,7 @@ async def world(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         kinesis.KinesisConnection.open(
             spec.Aws(region=aws_env.REGION, endpoint_url=faults.endpoint_url),
             random.Random(1),
-            lambda operation, trouble: made.retries.update([(operation, trouble)]),
+            lambda retry: made.retries.update([(retry.operation, retry.failure.trouble)]),
         ) as connection,
     ):
         made = World(endpoint, faults, connection)
@@ -172,7 +172,7 @@ async def test_a_refused_connection_is_tried_again(world: World) -> None:
         async with kinesis.KinesisConnection.open(
             spec.Aws(region=aws_env.REGION, endpoint_url="http://127.0.0.1:9"),
             random.Random(1),
-            lambda operation, trouble: retries.append((operation, trouble)),
+            lambda retry: retries.append((retry.operation, retry.failure.trouble)),
         ) as connection:
             reading = asyncio.ensure_future(connection.stream(world.name, real).open_shard(FIRST, None).read())
             await waiting.until(lambda: len(retries) >= 2, "a second try")

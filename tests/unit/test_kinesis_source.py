@@ -33,13 +33,11 @@ class World:
         self.kinesis = kind(self.clock, self._plan, shards_page=2)
         self.kinesis.create_stream(STREAM, shards)
         self.stream = kinesis_source.KinesisStream(
-            kinesis_source.Reading(
-                self.kinesis, STREAM, self.clock, random.Random(7), on_retry=lambda *what: self._retried(what)
-            )
+            kinesis_source.Reading(self.kinesis, STREAM, self.clock, random.Random(7), on_retry=self._retried)
         )
 
-    def _retried(self, what: tuple[str, kinesis_api.Trouble]) -> None:
-        self.retries[what] += 1
+    def _retried(self, retry: kinesis_api.Retry) -> None:
+        self.retries[(retry.operation, retry.failure.trouble)] += 1
 
     def _plan(self, call: memory_kinesis.Call) -> memory_kinesis.Fault:
         self.calls.append((self.clock.monotonic(), call))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleet_model import generations, partition, spec
-from fleet_worker import errors, metrics, ports, rule_edits, supervisor, surroundings
+from fleet_worker import errors, metrics, ports, retries, rule_edits, supervisor, surroundings
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import fleet_file, kinesis, local_folder, local_ownership
 from fleet_worker.api import app
@@ -73,7 +73,8 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             )
         )
         measured = metrics.Metrics()
-        connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws))
+        on_retry = retries.Retries(clock, measured)
+        connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws, on_retry=on_retry))
         telemetry = fleet.streams.telemetry
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
         start = await settle_start(folder, fleet, stream, clock)

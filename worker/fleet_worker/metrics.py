@@ -2,7 +2,7 @@
 
 The pipeline counts per batch, never per record: a partition's children are bound once (`Metrics.partition`) and a batch costs
 one `inc` of each. Gauges that follow from a partition's state are set when somebody scrapes (`api/scrape.py`), not while
-records flow. Labels are bounded: shard, trigger, reason, target, phase; never a device. The registry is the worker's own, so
+records flow. Labels are bounded: shard, trigger, reason, target, phase, a Kinesis call and its trouble; never a device. The registry is the worker's own, so
 that several workers fit into one process and a test sees only its own numbers.
 
 `python -m fleet_worker.metrics` prints the reference page, docs/reference/metrics.md.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import prometheus_client
 
 from fleet_model import rules
+from fleet_worker.adapters import kinesis_api
 from fleet_worker.core import effects, lifecycle, records
 
 NAMESPACE = "fleet_twin"
@@ -125,6 +126,12 @@ class Metrics:
             "dead_letters",
             "Records and effects that can't be processed, kept and told at /v1/dead-letters.",
             ("reason",),
+        )
+
+        self.kinesis_retries = self._counter(
+            "kinesis_retries",
+            "Calls to Kinesis that failed, as a whole or in part, and are tried again; throttled ones now and then are usual.",
+            ("operation", "trouble"),
         )
 
         # Twins and alerts
@@ -257,7 +264,7 @@ def reference_page() -> str:
         "",
         "What a worker tells at `/metrics`, in Prometheus' text format or OpenMetrics. This page is printed by",
         "`python -m fleet_worker.metrics`; write a change there, not here. Values of labels are bounded (shards of the worker,",
-        "triggers, reasons, targets, phases); no metric carries a device. Beside these stand Prometheus' usual `process_…` metrics.",
+        "triggers, reasons, targets, phases, Kinesis' calls and troubles); no metric carries a device. Beside these stand Prometheus' usual `process_…` metrics.",
         "",
         "| metric | type | labels | what it tells |",
         "| --- | --- | --- | --- |",
@@ -275,7 +282,10 @@ def reference_page() -> str:
         + "; `phase` is "
         + ", ".join(f"`{phase}`" for phase in PHASES)
         + ";",
-        "`reason` is " + ", ".join(f"`{reason.value}`" for reason in records.Reason) + ".",
+        "`reason` is " + ", ".join(f"`{reason.value}`" for reason in records.Reason) + ";",
+        "`operation` is a Kinesis call's name; `trouble` is "
+        + ", ".join(f"`{trouble.value}`" for trouble in kinesis_api.Trouble)
+        + ".",
     ]
     return "\n".join(lines) + "\n"
 

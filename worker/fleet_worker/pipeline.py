@@ -47,6 +47,8 @@ OUTBOX_WAIT_S = 1.0
 PAUSE_MS = 600_000
 """Between two answers, by this machine's clock: after a longer one it is asked whether records are lost. While reading goes
 on none are, however far behind."""
+SILENT_S = 15.0
+"""A read that takes longer is told as a trouble of the partition's; caught up, an answer comes every second."""
 DRAIN_S = 6.0
 """A stopping partition waits this long for its outbox; what is left then is published after the next start."""
 
@@ -283,9 +285,12 @@ class PartitionPipeline(questions.StoreQuestions):
 
     @property
     def message(self) -> str:
-        if self._no_room or not self._publisher.is_full:
+        if self._no_room:
             return self._no_room
-        return f"{len(self._publisher)} effects wait for Kinesis to take them; reading waits for that"
+        if self._publisher.is_full:
+            return f"{len(self._publisher)} effects wait for Kinesis to take them; reading waits for that"
+        silent_s = self._reader.silent_s
+        return f"no answer from Kinesis for {silent_s:.0f} s" if silent_s >= SILENT_S else ""
 
     @property
     def epoch(self) -> int:

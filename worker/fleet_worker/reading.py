@@ -49,6 +49,12 @@ class Reader:
         self._reading: asyncio.Task[records.ShardBatch] | None = None
         self._read_with: Callable[[], None] | None = None  # gives back the place of the answer that is being read
         self._judged_with: Callable[[], None] | None = None  # … and of the one that is being judged
+        self._asked_s: float | None = None  # by the loop's time: when the read under way began
+
+    @property
+    def silent_s(self) -> float:
+        """How long the read under way has gone without an answer; 0 when there is none."""
+        return 0.0 if self._asked_s is None else asyncio.get_running_loop().time() - self._asked_s
 
     async def answer(self, stopping: asyncio.Task[bool]) -> records.ShardBatch | None:
         """The shard's next answer; None when it is time to look at something else. The read goes on meanwhile."""
@@ -91,7 +97,11 @@ class Reader:
         if self.is_behind and self._read_with is None:
             await self._places.now.acquire()
             self._read_with = self._places.now.release
-        return await self._source.read()
+        self._asked_s = asyncio.get_running_loop().time()
+        try:
+            return await self._source.read()
+        finally:
+            self._asked_s = None
 
 
 async def ended(task: asyncio.Task[records.ShardBatch] | asyncio.Task[bool] | asyncio.Task[None] | None) -> None:

@@ -130,11 +130,19 @@ class KinesisApi(Protocol):
         """One outcome an entry, in their order. An error with Trouble.TRANSIENT may come after the work was done."""
 
 
-OnRetry: TypeAlias = Callable[[str, Trouble], None]
-"""Told of each failed call or record that will be tried again: operation and trouble (a metric's labels)."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Retry:
+    """A call, or some records of one, failed and will be tried again. where: the stream, or the stream and its shard."""
+
+    operation: str
+    where: str
+    failure: Failure
 
 
-def ignore_retry(operation: str, trouble: Trouble) -> None:
+OnRetry: TypeAlias = Callable[[Retry], None]
+
+
+def ignore_retry(retry: Retry) -> None:
     """The OnRetry that nobody listens to."""
 
 

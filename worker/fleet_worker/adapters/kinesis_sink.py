@@ -144,8 +144,8 @@ class KinesisSink:
     def backoff(self) -> kinesis_api.Backoff:
         return kinesis_api.Backoff(self._randomness, PUT_BACKOFF_FIRST_S, PUT_BACKOFF_MAX_S)
 
-    def tell_retry(self, trouble: kinesis_api.Trouble) -> None:
-        self._on_retry("PutRecords", trouble)
+    def tell_retry(self, stream: str, failure: kinesis_api.Failure) -> None:
+        self._on_retry(kinesis_api.Retry("PutRecords", stream, failure))
 
 
 class _StreamPublish:
@@ -180,7 +180,7 @@ class _StreamPublish:
             outcomes = await self._call(batch, remaining_s)
         except kinesis_api.ApiError as error:
             if error.trouble is not kinesis_api.Trouble.INVALID:
-                await self._try_later(batch, {error.trouble}, all_failed=True)
+                await self._try_later(batch, [error.failure], all_failed=True)
             elif len(batch) == 1:
                 self._refuse(batch[0], error.failure)
             else:
@@ -208,7 +208,7 @@ class _StreamPublish:
 
     async def _settle(self, batch: list[effects.OutboxEntry], outcomes: list[kinesis_api.PutOutcome]) -> None:
         failed: list[effects.OutboxEntry] = []
-        troubles: set[kinesis_api.Trouble] = set()
+        failures: dict[kinesis_api.Trouble, kinesis_api.Failure] = {}
         for entry, outcome in zip(batch, outcomes, strict=True):
             if outcome.failure is None:
                 self._published.acknowledged.append(entry.number)
@@ -217,19 +217,20 @@ class _StreamPublish:
                 self._refuse(entry, outcome.failure)
             else:
                 failed.append(entry)
-                troubles.add(outcome.failure.trouble)
+                failures.setdefault(outcome.failure.trouble, outcome.failure)
         if failed:
-            await self._try_later(failed, troubles, all_failed=len(failed) == len(batch))
+            await self._try_later(failed, list(failures.values()), all_failed=len(failed) == len(batch))
         elif self._lane.next_at() is None:
             # Calls without the failing ones going well says nothing about those.
             self._backoff.reset()
 
     async def _try_later(
-        self, entries: list[effects.OutboxEntry], troubles: set[kinesis_api.Trouble], *, all_failed: bool
+        self, entries: list[effects.OutboxEntry], failures: list[kinesis_api.Failure], *, all_failed: bool
     ) -> None:
-        """Sets them aside for a while in which others go on; when nothing at all went through, everyone waits."""
-        for trouble in sorted(troubles, key=lambda trouble: trouble.value):
-            self._sink.tell_retry(trouble)
+        """Sets them aside for a while in which others go on; when nothing at all went through, everyone waits. failures: one
+        of each trouble."""
+        for failure in failures:
+            self._sink.tell_retry(self._stream, failure)
         wait_s = self._backoff.next_s()
         now_s = self._sink.clock.monotonic()
         for entry in entries:

@@ -105,7 +105,7 @@ class KinesisStream:
                     raise errors.StreamUnavailableError(
                         f"stream {self._reading.stream}: no answer in {attempt} tries ({error}); try again later"
                     ) from error
-                self._reading.on_retry(error.operation, error.trouble)
+                self._reading.on_retry(kinesis_api.Retry(error.operation, self._reading.stream, error.failure))
                 await self._reading.clock.sleep(backoff.next_s())
         raise AssertionError("unreachable")
 
@@ -168,11 +168,12 @@ class KinesisShardSource:
             case kinesis_api.Trouble.INVALID | kinesis_api.Trouble.EXPIRED_ITERATOR:
                 raise errors.PositionExpiredError(
                     f"stream {self._reading.stream}, shard {self._shard_id}: nothing can be read from {self._start} on"
-                    f" ({error}); restore the partition from a checkpoint that is young enough, or skip ahead"
+                    f" ({error}): its records left the stream before they were read, or it isn't the stream they were read from"
                 ) from error
             case _:
                 raise _gone(f"stream {self._reading.stream}, shard {self._shard_id}", error) from error
-        self._reading.on_retry(error.operation, error.trouble)
+        where = f"{self._reading.stream}, shard {self._shard_id}"
+        self._reading.on_retry(kinesis_api.Retry(error.operation, where, error.failure))
 
     def _wait_longer(self) -> None:
         waited_until = self._reading.clock.monotonic() + self._backoff.next_s()
