@@ -81,9 +81,9 @@ def test_no_file_names_a_package_registry_or_a_path_of_one_machine(pattern: str)
 @pytest.mark.parametrize(
     "line",
     [
-        "--index-url " + "https" + "://pypi.org/simple",
-        "https" + "://files.pythonhosted.org/packages/x",
-        '"resolved": "' + "https" + '://registry.npmjs.org/x"',
+        "--index-url " + "https" + "://pypi" + ".org/simple",
+        "https" + "://files.pythonhosted" + ".org/packages/x",
+        '"resolved": "' + "https" + "://registry.npmjs" + '.org/x"',
         "see " + "/ro" + "ot/.cache",
         "cd /wo" + "rk/main && make",
         "http" + "://user:secret@mirror",
