@@ -169,11 +169,11 @@ def test_the_kernel_tells_cpu_memory_and_writes(tmp_path: pathlib.Path) -> None:
 
 
 def test_bench_engine_says_what_a_record_costs(tmp_path: pathlib.Path) -> None:
-    asked = ["bench", "engine", "--devices", "400", "--records", "4000", "--partitions", "2", "--batch", "500"]
+    asked = ["bench", "engine", "--devices", "400", "--records", "4000", "--partitions", "10", "--batch", "500"]
     result = testing.CliRunner().invoke(main.main, [*asked, "--repeat", "1", "--json", "--data", str(tmp_path)])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert (told["records"], told["twins"], told["asked"]["partitions"]) == (4000, 400, 2)
+    assert (told["records"], told["twins"], told["asked"]["partitions"]) == (4000, 400, 10)
     assert told["commits"] >= 2
     assert 0 < told["ratio"] < 1
     assert told["records_per_cpu_s"] > 0

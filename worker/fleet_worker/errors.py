@@ -41,3 +41,43 @@ class DataFolderError(FleetTwinError):
 
 class TooManyGenerationsError(FleetTwinError):
     """The rules were edited more often than can be kept. Nothing changed; the rules in force go on."""
+
+
+class ObjectStoreUnavailableError(FleetTwinError):
+    """The object store gave no answer, or a busy one, for longer than a call may try. What was asked may have happened."""
+
+
+class ObjectStoreRefusedError(FleetTwinError):
+    """The bucket doesn't exist, access is refused, or the store doesn't honour conditional writes."""
+
+
+class ObjectMissingError(FleetTwinError):
+    """An object that something names isn't there."""
+
+
+class PreconditionFailedError(FleetTwinError):
+    """A conditional write found another object than it expected."""
+
+
+class CheckpointBrokenError(FleetTwinError):
+    """A checkpoint or manifest can't be read: a checksum, a format, a missing file."""
+
+
+class FencedError(FleetTwinError):
+    """Another owner has claimed the partition: it stops here, and nothing more of it is emitted."""
+
+
+class ClaimRefusedError(FleetTwinError):
+    """The manifest doesn't let this worker have the partition. manifest_epoch: the one that stands there, 0 = there is none."""
+
+    def __init__(self, message: str, manifest_epoch: int) -> None:
+        super().__init__(message)
+        self.manifest_epoch = manifest_epoch
+
+
+class ControlPlaneUnavailableError(FleetTwinError):
+    """The control plane (API server, or the control folder) can't be reached just now."""
+
+
+class PartitionGoneError(FleetTwinError):
+    """The TwinPartition object doesn't exist any more."""

@@ -6,10 +6,12 @@ Errors an adapter raises are those of `errors`; anything else is a bug.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from fleet_model import hashing, partition
+from fleet_model import hashing, partition, twin_partition
 from fleet_worker.core import commits, effects, records
 
 Answer = TypeVar("Answer")
@@ -60,13 +62,21 @@ class Stream(Protocol):
 
 
 class Ownership(Protocol):
-    """Which shards are this worker's."""
+    """Which partitions are this worker's, and what it says of them."""
 
-    async def owned(self) -> list[partition.Shard]:
-        """All of them as of now; parents as the stream names them. Asked every few seconds and whenever a shard ended.
-
-        Raises StreamUnavailableError, StreamGoneError: the caller goes on with what it knows.
+    def assignments(self) -> AsyncIterator[Mapping[str, twin_partition.TwinPartition]]:
+        """Every partition of the fleet by shard id: at once, then whenever something changed. Only the newest state counts: a slow
+        reader misses what was in between. While the control plane is out of reach nothing comes, and the reader goes on with what it
+        knows; it never ends by itself.
         """
+
+    async def report(self, shard_id: str, change: Callable[[twin_partition.Status], twin_partition.Status]) -> None:
+        """Writes the status that `change` makes of the stored one (it is called again when another write came between), unless that is
+        the same. Raises ControlPlaneUnavailableError: the reporter goes on and reports again later; PartitionGoneError.
+        """
+
+    def look_again(self) -> None:
+        """A hint that something may have changed (a shard ended): the next state comes soon."""
 
 
 class EffectSink(Protocol):
@@ -134,3 +144,76 @@ class TwinStore(Protocol):
 
     def close(self) -> None:
         """Syncs and leaves the clean-close mark. Idempotent."""
+
+    def append(self, rows: commits.TwinRows) -> None:
+        """Adds twins whose keys are all beyond those that are stored, for restoring: an empty store (state and all) is filled in
+        transactions of bounded size, and counts as begun only with the commit of a state. Raises as commit does."""
+
+    def clear(self) -> None:
+        """Drops everything but the state and the identity: what an interrupted restore left."""
+
+    def snapshot(self) -> contextlib.AbstractContextManager[StoreSnapshot]:
+        """One consistent view of everything, for a checkpoint. To be held as short as can be: the file may grow meanwhile."""
+
+
+class StoreSnapshot(Protocol):
+    """What one moment's commit left. Methods block."""
+
+    @property
+    def state(self) -> commits.PartitionState: ...
+
+    def count(self) -> int: ...
+
+    def scan(
+        self, key_range: hashing.HashKeyRange | None = None, *, with_telemetry: bool = False
+    ) -> Iterator[commits.TwinRows]:
+        """Every twin of the range in key order, in chunks."""
+
+    def outbox(self) -> list[effects.OutboxEntry]: ...
+
+    def dead_letters(self, limit: int) -> list[records.DeadLetter]: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Object:
+    """What a get found. etag: opaque, for a conditional put."""
+
+    data: bytes
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """S3, or what speaks like it. Keys are below the fleet's prefix. An answer may be lost: a put that raised
+    ObjectStoreUnavailableError may have happened.
+
+    Every method raises ObjectStoreUnavailableError after bounded, jittered tries, and ObjectStoreRefusedError when trying again is no
+    use (no such bucket, no right).
+    """
+
+    async def get(self, key: str) -> Object | None:
+        """The whole object; None when there is none."""
+
+    async def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes start..stop-1, fewer at the end. Raises ObjectMissingError."""
+
+    async def put_new(self, key: str, data: bytes) -> str:
+        """If-None-Match: *. The new etag. Raises PreconditionFailedError when the object exists: perhaps by our own try whose reply was
+        lost, or that was tried again inside."""
+
+    async def put_over(self, key: str, data: bytes, etag: str) -> str:
+        """If-Match. Raises PreconditionFailedError when the object is another one by now (or by our own lost try) or gone."""
+
+    async def list(self, prefix: str) -> list[ObjectInfo]:
+        """Every object below the prefix, by key."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Missing ones count as deleted."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """modified_ms: by the store's clock."""
+
+    key: str
+    size: int
+    modified_ms: int

@@ -25,7 +25,7 @@ from fleet_cli import loop
 from fleet_cli.bench import kernel
 from fleet_cli.bench import tape as tapes
 from fleet_model import partition, rules, spec
-from fleet_worker import metrics, pipeline, surroundings
+from fleet_worker import metrics, pipeline, reading, surroundings
 from fleet_worker.adapters import clock, kinesis_sink, lmdb_store
 from fleet_worker.core import commits, deaggregate, decode, effects, records
 
@@ -219,7 +219,11 @@ async def _run(found: Sequence[tapes.Tape], options: Options, measured: bool) ->
     MeteredStore.meter = meter
     ends = Ends(meter, Gate(len(found)), options.batch)
     with clock.RealClock() as real_clock, _replaced_decode(meter):
-        around = surroundings.Surroundings(real_clock, sink, metrics.Metrics(), FLEET, 86_400_000, settled)
+        # The gate holds every partition's first read until all have begun, so all need a place at once.
+        places = reading.Places(max(reading.PLACES, len(found)))
+        around = surroundings.Surroundings(
+            real_clock, sink, metrics.Metrics(), FLEET, 86_400_000, settled, places=places
+        )
         started_at = time.perf_counter()
         parts = [_Partition.open(around, tape, options.data, ends, measured) for tape in found]
         try:

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import enum
 
-
-class Phase(enum.StrEnum):
-    PENDING = "Pending"  # waits for its parents, or for an owner
-    RESTORING = "Restoring"
-    RUNNING = "Running"
-    DRAINING = "Draining"
-    RELEASED = "Released"
-    CLOSED = "Closed"  # the shard ended and all of it was applied
-    FAILED = "Failed"
+from fleet_model.twin_partition import Phase as Phase
 
 
 class Event(enum.StrEnum):
