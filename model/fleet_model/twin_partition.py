@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
+import re
 
 from fleet_model import hashing
+
+_KINESIS_SHARD_ID = re.compile(r"shardId-[0-9]{1,100}")
 
 
 class Phase(enum.StrEnum):
@@ -95,3 +99,12 @@ class TwinPartition:
     spec: Spec
     status: Status = Status()
     resource_version: str = ""
+
+
+def object_name(fleet: str, shard_id: str) -> str:
+    """The name of a shard's object, the same for good: a DNS subdomain, which has no capitals. A shard id of another form than
+    Kinesis' gets a few digits of its hash, so that two that differ by their signs only stay two."""
+    if _KINESIS_SHARD_ID.fullmatch(shard_id):
+        return f"{fleet}-{shard_id.lower()}"
+    plain = re.sub(r"[^a-z0-9]+", "-", shard_id.lower()).strip("-")
+    return f"{fleet}-{plain}-{hashlib.sha256(shard_id.encode()).hexdigest()[:8]}".replace("--", "-")
