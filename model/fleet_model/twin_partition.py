@@ -76,12 +76,13 @@ class StandbyStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What the owner says. epoch: that it acts under. manifest_epoch: after a refused claim, the manifest's: the control plane goes on
+    """What the owner says. epoch: that it acts under. nonce: of its claim. manifest_epoch: after a refused claim, the manifest's: the control plane goes on
     from there. checkpoint_stale: the last one is older than two intervals. message: why it isn't Running, or what troubles it."""
 
     phase: Phase = Phase.PENDING
     worker: str = ""
     epoch: int = 0
+    nonce: str = ""
     twins: int = 0
     checkpoint: CheckpointStatus | None = None
     checkpoint_stale: bool = False

@@ -70,9 +70,12 @@ class Ownership(Protocol):
         knows; it never ends by itself.
         """
 
-    async def report(self, shard_id: str, change: Callable[[twin_partition.Status], twin_partition.Status]) -> None:
+    async def report(
+        self, shard_id: str, change: Callable[[twin_partition.Status], twin_partition.Status]
+    ) -> twin_partition.Status:
         """Writes the status that `change` makes of the stored one (it is called again when another write came between), unless that is
-        the same. Raises ControlPlaneUnavailableError: the reporter goes on and reports again later; PartitionGoneError.
+        the same; returns what is stored then. Raises ControlPlaneUnavailableError: the reporter goes on and reports again later;
+        PartitionGoneError.
         """
 
     def look_again(self) -> None:

@@ -172,7 +172,7 @@ def worker_command(
             ),
             "written": show.number(result.get("disk_bytes_per_s", 0.0) / 1e6, "MB/s", 2),
             "stopped in": show.number(result["stop_s"], "s", 2),
-            "restart: exec to first GetRecords": show.number(result["restart_s"], "s", 2),
+            "restart: exec until every shard is read": show.number(result["restart_s"], "s", 2),
         }
     rows["anonymous memory"] = show.megabytes(result["anonymous_bytes"])
     title = f"at {rate:,} records/s" if rate else "catching up"

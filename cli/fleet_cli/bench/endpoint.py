@@ -120,7 +120,7 @@ class Endpoint:
         self._latency_ms: dict[str, list[int]] = collections.defaultdict(list)
         self._calls: collections.Counter[str] = collections.Counter()
         self._effects: collections.Counter[str] = collections.Counter()
-        self._first_read_ms: int | None = None
+        self._first_read_ms: dict[str, int] = {}  # by shard
         self._marked_ms = now_ms()
 
     async def kinesis(self, request: web.Request) -> web.Response:
@@ -144,14 +144,15 @@ class Endpoint:
         return web.json_response(self._report())
 
     def _report(self) -> dict[str, Any]:
-        at_ms = now_ms()
+        at_ms, first_read_ms = now_ms(), self._first_read_ms
         return {
             "at_ms": at_ms,
             "marked_ms": self._marked_ms,
             "served": sum(shard.served for shard in self._shards.values()),
             "available": sum(shard.available(at_ms) for shard in self._shards.values()),
             "behind_ms": max(shard.behind_ms(at_ms) for shard in self._shards.values()),
-            "first_read_ms": self._first_read_ms,
+            # When the last shard of all was asked for the first time; None before.
+            "first_read_ms": max(first_read_ms.values()) if len(first_read_ms) == len(self._shards) else None,
             "calls": dict(self._calls),
             "effects": dict(self._effects),
             "latency_ms": dict(self._latency_ms),
@@ -159,9 +160,8 @@ class Endpoint:
 
     def _get_records(self, asked: dict[str, Any]) -> bytes:
         at_ms = now_ms()
-        if self._first_read_ms is None:
-            self._first_read_ms = at_ms
         name, _, first = asked["ShardIterator"].rpartition(":")
+        self._first_read_ms.setdefault(name, at_ms)
         return self._shards[name].answer(int(first), at_ms)[0]
 
     def _get_shard_iterator(self, asked: dict[str, Any]) -> bytes:

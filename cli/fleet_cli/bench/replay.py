@@ -164,7 +164,7 @@ class Bench:
         return round(sum(map(float, found)))
 
     def restart(self) -> dict[str, float]:
-        """Stops the worker and starts it on the same folder: seconds to stop, and from exec to the first GetRecords."""
+        """Stops the worker and starts it on the same folder: seconds to stop, and from exec until every shard was read."""
         assert self.worker is not None
         self._tell("stopping, and starting again on the same folder")
         stop_s = self.worker.stop()
