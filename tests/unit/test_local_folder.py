@@ -270,7 +270,9 @@ def test_a_generation_survives_kill_9_at_any_moment(tmp_path: Path) -> None:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(chance.randrange(1, 40))]
         process.kill()
-        rest, _ = process.communicate(timeout=30)
+        rest = process.stdout.read()  # not communicate(): that misses what readline has buffered
+        process.wait(timeout=30)
+        process.stdout.close()
         # A line cut off by the kill tells nothing.
         said = ("".join(lines) + rest).rpartition("\n")[0].split("\n")
         promised = [int(line.split()[1]) for line in said if line.startswith("kept ")]

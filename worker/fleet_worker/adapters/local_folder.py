@@ -12,26 +12,19 @@ other rules than before. It reads no clock. All methods block on the disk: call 
 from __future__ import annotations
 
 import fcntl
-import itertools
-import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from fleet_model import generations, partition, rules, sections
+from fleet_model import partition, rules
 from fleet_worker import errors
-from fleet_worker.adapters import durable
-
-FORMAT = 1
-"""Of both files. A newer one is refused rather than half understood."""
+from fleet_worker.adapters import durable, fleet_documents
 
 GENERATIONS_MAX = 1_000
 """Edits kept at once. A stream retains a year at most, so a fleet edited twice a day stays below it."""
 
-FILE_SIZE_BYTES_MAX = 256 * 2**20
 _HOLDER_WIDTH = 20
 _GOING = ".going"
 """Ends the name of a partition's folder that is being removed; no shard id has a dot."""
@@ -52,8 +45,8 @@ class LocalFolder:
         self._lock: int | None = _locked(root)
         try:
             durable.make_folder(self.path)
-            self._start = self._read_start()
-            self._generations = self._read_generations()
+            self._start = fleet_documents.read_start(self._start_path)
+            self._generations = fleet_documents.read_generations(self._generations_path)
         except errors.FleetTwinError:
             self.close()
             raise
@@ -73,8 +66,7 @@ class LocalFolder:
         """Keeps the start unless there is one already; returns the one that holds, from now on and for good."""
         assert self._lock is not None, "the data folder is closed"
         if self._start is None:
-            document = {"format": FORMAT, "stream": start.stream, "timeMs": start.time_ms}
-            durable.replace(self._start_path, _encoded(document))
+            durable.replace(self._start_path, fleet_documents.encoded(fleet_documents.start_document(start)))
             self._start = start
         return self._start
 
@@ -87,22 +79,12 @@ class LocalFolder:
         assert self._lock is not None, "the data folder is closed"
         if self._in_doubt:
             raise errors.DataFolderError(f"{self._generations_path}: an earlier write is in doubt; start again")
-        last = self._generations[-1] if self._generations else None
-        is_next = (
-            generation.generation == last.generation + 1 and generation.effective_ms > last.effective_ms
-            if last is not None
-            else generation.effective_ms == 0
+        kept = fleet_documents.with_next(
+            self._generations, generation, oldest_arrival_ms, GENERATIONS_MAX, self._generations_path
         )
-        assert is_next, f"generation {generation.generation} doesn't follow what is kept"
-        kept = generations.still_needed((*self._generations, generation), oldest_arrival_ms)
-        if len(kept) > GENERATIONS_MAX:
-            raise errors.TooManyGenerationsError(
-                f"{self._generations_path}: {GENERATIONS_MAX} edits of the rules are kept already, and the stream "
-                "still retains records of each; edit the rules less often"
-            )
-        document = {"format": FORMAT, "generations": [generations.rules_document(entry) for entry in kept]}
+        document = fleet_documents.generations_document(kept)
         try:
-            durable.replace(self._generations_path, _encoded(document))
+            durable.replace(self._generations_path, fleet_documents.encoded(document))
         except errors.DataFolderError:
             self._in_doubt = True
             raise
@@ -161,31 +143,6 @@ class LocalFolder:
     def _generations_path(self) -> Path:
         return self.path / "generations.json"
 
-    def _read_start(self) -> partition.Start | None:
-        document = _read(self._start_path)
-        if document is None:
-            return None
-        stream, time_ms = document.get("stream"), document.get("timeMs")
-        if not isinstance(stream, str) or isinstance(time_ms, bool) or not isinstance(time_ms, (int, type(None))):
-            raise _unreadable(self._start_path, "stream or timeMs is missing or of another type")
-        return partition.Start(stream, time_ms)
-
-    def _read_generations(self) -> tuple[rules.RulesGeneration, ...]:
-        document = _read(self._generations_path)
-        if document is None:
-            return ()
-        entries = document.get("generations")
-        if not isinstance(entries, list) or not entries:
-            raise _unreadable(self._generations_path, "it holds no generation")
-        try:
-            read = tuple(generations.parse_rules_document(entry) for entry in entries)
-        except sections.InvalidFleetError as error:
-            raise _unreadable(self._generations_path, str(error.mistakes[0])) from error
-        for earlier, later in itertools.pairwise(read):
-            if later.generation != earlier.generation + 1 or later.effective_ms <= earlier.effective_ms:
-                raise _unreadable(self._generations_path, f"generation {earlier.generation} isn't followed by the next")
-        return read
-
 
 def _locked(root: Path) -> int:
     """The descriptor that holds the folder's lock."""
@@ -213,35 +170,6 @@ def _locked(root: Path) -> int:
             f"{path}: can't be locked ({error}); check the folder's owner, and that its file system knows flock"
         ) from error
     return descriptor
-
-
-def _read(path: Path) -> Mapping[str, object] | None:
-    """The file's document, None when there is no file."""
-    try:
-        if path.stat().st_size > FILE_SIZE_BYTES_MAX:
-            raise _unreadable(path, f"it is larger than {FILE_SIZE_BYTES_MAX} bytes")
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, str(error)) from error
-    if not isinstance(document, dict):
-        raise _unreadable(path, "it isn't a JSON object")
-    if document.get("format") != FORMAT:
-        written = sections.shown(document.get("format"))
-        raise _unreadable(path, f"its format is {written}, this version knows {FORMAT}")
-    return document
-
-
-def _unreadable(path: Path, why: str) -> errors.DataFolderError:
-    return errors.DataFolderError(
-        f"{path}: can't be read: {why}. Bring the file back from a copy, or use the version that wrote it; to start the "
-        f"fleet anew, its twins lost, move {path.parent} away"
-    )
-
-
-def _encoded(document: object) -> bytes:
-    return json.dumps(document, allow_nan=False, indent=1).encode() + b"\n"
 
 
 def _checked(name: str) -> str:
