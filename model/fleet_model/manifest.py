@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 
-from fleet_model import partition
+from fleet_model import hashing, partition
 
 FORMAT = 1
 
@@ -55,7 +56,8 @@ class Checkpoint:
 class Manifest:
     """epoch, nonce, worker: of the last claim. final: drained, nothing is to come from this owner; the next claim is free. ended: the
     shard was read to its end. parents: shard ids whose twins are in this partition. kept: names of the files of the last few checkpoints
-    before this one, newest first, which garbage collection leaves alone."""
+    before this one, newest first, which garbage collection leaves alone. revision: +1 at every write, so that no two writes are the
+    same bytes, and thereby no two etags the same."""
 
     identity: partition.PartitionIdentity
     parents: tuple[str, ...]
@@ -66,3 +68,181 @@ class Manifest:
     ended: bool = False
     checkpoint: Checkpoint | None = None
     kept: tuple[tuple[str, ...], ...] = ()
+    revision: int = 0
+
+
+class InvalidManifestError(ValueError):
+    """It isn't a manifest, or one of a later version."""
+
+
+def encode(manifest: Manifest) -> bytes:
+    """As JSON, the same bytes for the same manifest. Numbers of more than 53 bits are decimal text."""
+    document = {
+        "format": FORMAT,
+        "namespace": manifest.identity.namespace,
+        "fleet": manifest.identity.fleet,
+        "stream": manifest.identity.stream,
+        "shardId": manifest.identity.shard_id,
+        "hashKeyRange": {
+            "start": str(manifest.identity.hash_key_range.start),
+            "end": str(manifest.identity.hash_key_range.end),
+        },
+        "parents": list(manifest.parents),
+        "epoch": manifest.epoch,
+        "nonce": manifest.nonce,
+        "worker": manifest.worker,
+        "revision": manifest.revision,
+        "final": manifest.final,
+        "ended": manifest.ended,
+        "checkpoint": None if manifest.checkpoint is None else _checkpoint_document(manifest.checkpoint),
+        "kept": [list(names) for names in manifest.kept],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "number": checkpoint.number,
+        "timeMs": checkpoint.time_ms,
+        "twins": checkpoint.twins,
+        "position": {
+            "sequenceNumber": checkpoint.position.sequence_number,
+            "subsequenceNumber": checkpoint.position.subsequence_number,
+        },
+        "clockMs": checkpoint.clock_ms,
+        "highArrivalMs": checkpoint.high_arrival_ms,
+        "commitNumber": checkpoint.commit_number,
+        "outboxNext": checkpoint.outbox_next,
+        "parts": [
+            {
+                "kind": part.kind.value,
+                "name": part.name,
+                "rows": part.rows,
+                "size": part.size,
+                "sha256": part.sha256,
+                "since": part.since,
+                "through": part.through,
+            }
+            for part in checkpoint.parts
+        ],
+    }
+
+
+def parse(data: bytes) -> Manifest:
+    """Raises InvalidManifestError. Unknown fields are passed over; a later format isn't half understood."""
+    try:
+        document = _Fields(json.loads(data), "")
+        if document.number("format") != FORMAT:
+            raise InvalidManifestError(f"format {document.number('format')}; this version reads {FORMAT}")
+        return _manifest(document)
+    except InvalidManifestError:
+        raise
+    except ValueError as error:  # not JSON, not UTF-8, a range or a kind that there isn't
+        raise InvalidManifestError(str(error)) from error
+
+
+def _manifest(document: _Fields) -> Manifest:
+    bounds = document.section("hashKeyRange")
+    return Manifest(
+        identity=partition.PartitionIdentity(
+            document.text("namespace"),
+            document.text("fleet"),
+            document.text("stream"),
+            document.text("shardId"),
+            hashing.HashKeyRange(int(bounds.text("start")), int(bounds.text("end"))),
+        ),
+        parents=document.texts("parents"),
+        epoch=document.number("epoch"),
+        nonce=document.text("nonce"),
+        worker=document.text("worker"),
+        revision=document.number("revision"),
+        final=document.truth("final"),
+        ended=document.truth("ended"),
+        checkpoint=None if document.is_null("checkpoint") else _checkpoint(document.section("checkpoint")),
+        kept=tuple(names.as_texts() for names in document.items("kept")),
+    )
+
+
+def _checkpoint(document: _Fields) -> Checkpoint:
+    position = document.section("position")
+    return Checkpoint(
+        number=document.number("number"),
+        time_ms=document.number("timeMs"),
+        twins=document.number("twins"),
+        position=partition.Position(position.text("sequenceNumber"), position.number("subsequenceNumber")),
+        clock_ms=document.number("clockMs"),
+        high_arrival_ms=document.number("highArrivalMs"),
+        commit_number=document.number("commitNumber"),
+        outbox_next=document.number("outboxNext"),
+        parts=tuple(
+            Part(
+                kind=Kind(part.text("kind")),
+                name=part.text("name"),
+                rows=part.number("rows"),
+                size=part.number("size"),
+                sha256=part.text("sha256"),
+                since=part.number("since"),
+                through=part.number("through"),
+            )
+            for part in document.items("parts")
+        ),
+    )
+
+
+class _Fields:
+    """A JSON value whose members are of the kind that is asked for, or InvalidManifestError with their path."""
+
+    def __init__(self, value: object, path: str) -> None:
+        self._value = value
+        self._path = path
+
+    def _member(self, name: str) -> object:
+        if not isinstance(self._value, dict):
+            raise self._mistake("not an object")
+        if name not in self._value:
+            raise self._mistake(f"{name} is missing")
+        member: object = self._value[name]
+        return member
+
+    def _mistake(self, words: str) -> InvalidManifestError:
+        return InvalidManifestError(f"{self._path or 'the manifest'}: {words}")
+
+    def number(self, name: str) -> int:
+        value = self._member(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self._mistake(f"{name} is not a number from 0 on")
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._member(name)
+        if not isinstance(value, str):
+            raise self._mistake(f"{name} is not text")
+        return value
+
+    def truth(self, name: str) -> bool:
+        value = self._member(name)
+        if not isinstance(value, bool):
+            raise self._mistake(f"{name} is neither true nor false")
+        return value
+
+    def is_null(self, name: str) -> bool:
+        return self._member(name) is None
+
+    def section(self, name: str) -> _Fields:
+        return _Fields(self._member(name), f"{self._path}.{name}" if self._path else name)
+
+    def items(self, name: str) -> list[_Fields]:
+        return self.section(name)._as_items()
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        return self.section(name).as_texts()
+
+    def _as_items(self) -> list[_Fields]:
+        if not isinstance(self._value, list):
+            raise self._mistake("not a list")
+        return [_Fields(item, f"{self._path}[{index}]") for index, item in enumerate(self._value)]
+
+    def as_texts(self) -> tuple[str, ...]:
+        if not isinstance(self._value, list) or not all(isinstance(item, str) for item in self._value):
+            raise self._mistake("not a list of text")
+        return tuple(self._value)
