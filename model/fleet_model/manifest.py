@@ -23,9 +23,23 @@ class Kind(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Some rows of a file: bytes start to stop (excluded) of it, which can be fetched and verified alone. first, last: hash keys of the
+    first and the last of them, 32 hex digits. sha256: hex, of these bytes."""
+
+    first: str
+    last: str
+    rows: int
+    start: int
+    stop: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Part:
     """One file. name: below the partition's folder. size: bytes. sha256: hex, of the whole file. since: deltas hold the rows above
-    this commit number, else 0. through: the commit number of the snapshot it was made from."""
+    this commit number, else 0. through: the commit number of the snapshot it was made from. groups: its rows, in the order of their
+    keys; what follows the last group is the file's footer. footer_sha256: hex, of that. Outbox and dead letters are read whole, without."""
 
     kind: Kind
     name: str
@@ -34,12 +48,15 @@ class Part:
     sha256: str
     since: int
     through: int
+    groups: tuple[RowGroup, ...] = ()
+    footer_sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One snapshot. number: 1, 2, … over the partition's life. time_ms: when the snapshot was taken. The rest is the partition's state
-    in it (PartitionState of the worker). parts: a base, its deltas in order, and this checkpoint's outbox and dead letters if any."""
+    """One snapshot. number: rising over the partition's life. time_ms: when the snapshot was taken. The rest is the partition's state
+    in it (PartitionState of the worker). parts: the base, its deltas, the oldest first, and this checkpoint's outbox and dead letters if
+    any. A large base or delta is several files with the same `through`, one after another in the order of their keys."""
 
     number: int
     time_ms: int
@@ -122,6 +139,8 @@ def _checkpoint_document(checkpoint: Checkpoint) -> dict[str, object]:
                 "sha256": part.sha256,
                 "since": part.since,
                 "through": part.through,
+                "groups": [dataclasses.asdict(group) for group in part.groups],
+                "footerSha256": part.footer_sha256,
             }
             for part in checkpoint.parts
         ],
@@ -183,9 +202,22 @@ def _checkpoint(document: _Fields) -> Checkpoint:
                 sha256=part.text("sha256"),
                 since=part.number("since"),
                 through=part.number("through"),
+                groups=tuple(_row_group(group) for group in part.items("groups")),
+                footer_sha256=part.text("footerSha256"),
             )
             for part in document.items("parts")
         ),
+    )
+
+
+def _row_group(document: _Fields) -> RowGroup:
+    return RowGroup(
+        first=document.text("first"),
+        last=document.text("last"),
+        rows=document.number("rows"),
+        start=document.number("start"),
+        stop=document.number("stop"),
+        sha256=document.text("sha256"),
     )
 
 

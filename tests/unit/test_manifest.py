@@ -15,6 +15,7 @@ text = st.text(max_size=20)
 hash_range = st.tuples(st.integers(0, hashing.HASH_KEY_MAX), st.integers(0, hashing.HASH_KEY_MAX)).map(
     lambda bounds: hashing.HashKeyRange(min(bounds), max(bounds))
 )
+row_group = st.builds(manifest.RowGroup, first=text, last=text, rows=number, start=number, stop=number, sha256=text)
 part = st.builds(
     manifest.Part,
     kind=st.sampled_from(manifest.Kind),
@@ -24,6 +25,8 @@ part = st.builds(
     sha256=text,
     since=number,
     through=number,
+    groups=st.lists(row_group, max_size=2).map(tuple),
+    footer_sha256=text,
 )
 position = st.builds(partition.Position, st.integers(0, 10**56).map(str) | st.just(""), number)
 checkpoint = st.builds(
