@@ -93,7 +93,7 @@ class Reading:
 
 def readers(count: int, behind_ms: int, each: int) -> list[Reading]:
     """So many partitions of one worker."""
-    places, never = reading.Places(each), asyncio.Event()
+    places, never = reading.Places(each, each), asyncio.Event()
     made = []
     for _ in range(count):
         source = Source(behind_ms)
@@ -122,6 +122,23 @@ def test_after_an_outage_a_bounded_number_of_answers_is_in_memory() -> None:
         await end(many)
         assert many[0].places.ahead == 3
         assert not many[0].places.now.locked()
+
+    virtual_time.run(body())
+
+
+def test_a_read_that_is_begun_early_waits_for_whoever_judges_it() -> None:
+    async def body() -> None:
+        early = readers(5, 3_600_000, each=2)
+        for one in early:
+            one.reader.begin()
+        await asyncio.sleep(0.1)
+        assert [one.source.answers for one in early] == [1, 1, 0, 0, 0], "places ahead are bounded, and nobody waits for one"
+        assert not early[0].places.now.locked(), "whoever can judge may read"
+        for one in early:
+            assert await one.reader.answer(one.stopping) is not None
+            one.reader.done()
+        await end(early)
+        assert early[0].places.ahead == 2
 
     virtual_time.run(body())
 

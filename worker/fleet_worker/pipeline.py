@@ -102,11 +102,13 @@ class PartitionPipeline(questions.StoreQuestions):
         Raises PositionExpiredError, StreamGoneError, StoreBrokenError.
         """
         self._stop = stop
-        await self._restore()
-        self._step(lifecycle.Event.RESTORED)
-        self._publishing = asyncio.create_task(self._publisher.run())
         stopping = asyncio.create_task(stop.wait())
         try:
+            if not self.state.ended:
+                self._reader.begin()  # the first answer travels while the table fills; nothing is judged before it is full
+            await self._restore()
+            self._step(lifecycle.Event.RESTORED)
+            self._publishing = asyncio.create_task(self._publisher.run())
             while not self.state.ended and await self._may_go_on():
                 batch = await self._reader.answer(stopping)
                 if batch is not None:

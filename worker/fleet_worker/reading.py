@@ -13,8 +13,8 @@ from collections.abc import Callable
 from fleet_worker import ports
 from fleet_worker.core import records
 
-PLACES = 8
-"""Answers of shards that are behind: so many being read or judged, and as many read ahead. Each is at most 10 MB, about 3 MB
+PLACES, PLACES_AHEAD = 8, 10
+"""Answers of shards that are behind: so many being read or judged, and so many more read ahead. Each is at most 10 MB, about 3 MB
 for plain telemetry."""
 CAUGHT_UP_MS = 2_000
 """A partition this close to its shard's end counts as caught up: its alerts don't wait for company."""
@@ -25,9 +25,9 @@ READ_WAIT_S = 1.0
 class Places:
     """A worker's. now: for answers that are read and judged. ahead: how many more may be read ahead."""
 
-    def __init__(self, each: int = PLACES) -> None:
-        self.now = asyncio.Semaphore(each)
-        self.ahead = each
+    def __init__(self, now: int = PLACES, ahead: int = PLACES_AHEAD) -> None:
+        self.now = asyncio.Semaphore(now)
+        self.ahead = ahead
 
     def take_one_ahead(self) -> bool:
         if not self.ahead:
@@ -40,7 +40,8 @@ class Places:
 
 
 class Reader:
-    """A partition's. `answer` and `done` in turn, `ended` at the end."""
+    """A partition's. `begin` if there is time before the first answer is wanted, `answer` and `done` in turn, `ended` at the
+    end."""
 
     def __init__(self, source: ports.ShardSource, places: Places) -> None:
         self.is_behind = True
@@ -55,6 +56,11 @@ class Reader:
     def silent_s(self) -> float:
         """How long the read under way has gone without an answer; 0 when there is none."""
         return 0.0 if self._asked_s is None else asyncio.get_running_loop().time() - self._asked_s
+
+    def begin(self) -> None:
+        """Asks for the first answer before anyone can judge it, while twins come back from the disk say, if there is a place
+        ahead: one that is waited for would keep others from reading."""
+        self._read_ahead()
 
     async def answer(self, stopping: asyncio.Task[bool]) -> records.ShardBatch | None:
         """The shard's next answer; None when it is time to look at something else. The read goes on meanwhile."""
