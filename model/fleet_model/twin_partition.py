@@ -38,6 +38,8 @@ class Spec:
     its own; 0 = none. standby: workers that keep a warm copy. assigned_ms: when the epoch was raised, by the control plane's clock:
     deadlines of a move count from it. skip_to_ms: the documented way out of a position older than the stream's retention:
     an owner whose partition clock is behind it goes on from this arrival time and lifts every last_seen to it; 0 = none.
+    first_epoch: the one claim that may find no manifest: 1, and as long as no owner ever told of a claim, the newest assignment's.
+    standby_ms: when a standby was last added, by the control plane's clock: how long one may take to become warm counts from it.
     """
 
     fleet: str
@@ -51,6 +53,8 @@ class Spec:
     standby: tuple[str, ...] = ()
     assigned_ms: int = 0
     skip_to_ms: int = 0
+    first_epoch: int = 1
+    standby_ms: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ _SHARD_ID = sections.form(r"[A-Za-z0-9_.-]+", 'a shard\'s id such as "shardId-00
 _RESOURCE_VERSION = sections.form(r"[!-~]*", "the text that the object was read with", 256)
 _HASH_KEY = sections.form(r"0|[1-9][0-9]*", 'a hash key as decimal text, "0" to 2 to the power of 128 less 1', 39)
 _SEQUENCE_NUMBER = sections.form(r"(?:0|[1-9][0-9]*)?", 'a sequence number as decimal text, or ""', 56)
+_NONCE = sections.form(r"[!-~]*", "the text that a claim is known by", 64)
 _KEY = sections.form(r"[!-~]*", "the name of a checkpoint's file", 1_024)
 _MESSAGE = sections.form(r".*", "text of at most 32,768 characters", 32_768)
 _TIME = sections.form(
@@ -75,6 +76,8 @@ def spec_document(spec: twin_partition.Spec) -> dict[str, object]:
         "standby": list(spec.standby),
         "assignedTime": _time(spec.assigned_ms) if spec.assigned_ms else None,
         "skipToTime": _time(spec.skip_to_ms) if spec.skip_to_ms else None,
+        "firstEpoch": spec.first_epoch,
+        "standbyTime": _time(spec.standby_ms) if spec.standby_ms else None,
     }
 
 
@@ -84,6 +87,7 @@ def status_document(status: twin_partition.Status) -> dict[str, object]:
         "phase": status.phase.value,
         "worker": status.worker,
         "epoch": status.epoch,
+        "nonce": status.nonce,
         "twins": status.twins,
         "checkpoint": checkpoint
         and {
@@ -137,6 +141,8 @@ def _read_spec(section: sections.Section) -> twin_partition.Spec:
         standby=_read_texts(section, "standby", _NAME, STANDBY_MAX),
         assigned_ms=_read_time(section, "assignedTime"),
         skip_to_ms=_read_time(section, "skipToTime"),
+        first_epoch=section.integer("firstEpoch", 1, 1, NUMBER_MAX),
+        standby_ms=_read_time(section, "standbyTime"),
     )
 
 
@@ -171,6 +177,7 @@ def _read_status(section: sections.Section) -> twin_partition.Status:
         phase=section.choice("phase", twin_partition.Phase.PENDING, twin_partition.Phase),
         worker=section.text("worker", _WORKER) or "",
         epoch=section.integer("epoch", 0, 0, NUMBER_MAX),
+        nonce=section.text("nonce", _NONCE) or "",
         twins=section.integer("twins", 0, 0, NUMBER_MAX),
         checkpoint=_read_checkpoint(section),
         checkpoint_stale=section.boolean("checkpointStale", False),

@@ -36,6 +36,8 @@ specs = st.builds(
     standby=st.lists(names, max_size=documents.STANDBY_MAX).map(tuple),
     assigned_ms=times,
     skip_to_ms=times,
+    first_epoch=st.integers(1, documents.NUMBER_MAX),
+    standby_ms=times,
 )
 checkpoints = st.builds(
     twin_partition.CheckpointStatus,
@@ -50,6 +52,7 @@ statuses = st.builds(
     phase=st.sampled_from(list(twin_partition.Phase)),
     worker=st.just("") | names,
     epoch=numbers,
+    nonce=st.just("") | st.from_regex(r"[0-9a-f]{16}", fullmatch=True),
     twins=numbers,
     checkpoint=st.none() | checkpoints,
     checkpoint_stale=st.booleans(),
@@ -140,11 +143,14 @@ def test_the_document_is_what_kubernetes_shows() -> None:
             "standby": ["fleet-worker-0"],
             "assignedTime": "2026-01-01T00:00:00.123Z",
             "skipToTime": None,
+            "firstEpoch": 1,
+            "standbyTime": None,
         },
         "status": {
             "phase": "Running",
             "worker": "fleet-worker-1",
             "epoch": 3,
+            "nonce": "",
             "twins": 1000,
             "checkpoint": {"key": "c-1", "epoch": 3, "time": "2026-01-01T00:00:00.000Z", "sequenceNumber": "49"},
             "checkpointStale": False,
