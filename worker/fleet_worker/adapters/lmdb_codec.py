@@ -22,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from fleet_model import hashing, partition
-from fleet_worker.core import commits, effects, ids, records, twins
+from fleet_worker.core import commits, effects, ids, kept_telemetry, records, twins
 
 DIGEST_BYTES = 16
 EXTRA_BYTES = twins.EXTRA_DTYPE.itemsize
@@ -32,20 +32,15 @@ NUMBER_BYTES = 8
 ROW_BYTES = twins.TWIN_DTYPE.itemsize
 RARE_FIELDS = ("late_last_ms", "late", "late_span_ms", "spare")
 """Fields that are zero in most rows; they are stored only where one of them isn't."""
-NO_TELEMETRY, WHOLE, WITHOUT_ID = range(3)
-"""The marker's lower bits: no telemetry is kept; it follows as it came; it follows without its first field, which the
-key repeats."""
+NO_TELEMETRY, WHOLE, WITHOUT_ID = kept_telemetry.NONE, kept_telemetry.WHOLE, kept_telemetry.WITHOUT_ID
+"""The marker's lower bits: the form in which the telemetry follows."""
 HAS_RARE = 16
 HAS_EXTRA = 32
 MARKER_BITS = 63
-ID_BYTES_MAX = 256
-"""As decoding allows; it keeps keys below LMDB's 511 bytes."""
-DEVICE_ID_TAG = b"\x0a"
-FIRST_FIELDS = [
-    DEVICE_ID_TAG + (bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7]))
-    for length in range(ID_BYTES_MAX + 1)
-]
-"""Tag and length of Telemetry.device_id, canonically encoded, by the id's length in bytes."""
+ID_BYTES_MAX = kept_telemetry.ID_BYTES_MAX
+"""It keeps keys below LMDB's 511 bytes."""
+FIRST_FIELDS = kept_telemetry.FIRST_FIELDS
+pack_telemetry = kept_telemetry.pack
 
 
 class CodecError(ValueError):
@@ -69,28 +64,6 @@ def sorted_keys(device_ids: Iterable[str]) -> list[bytes]:
 
 def device_id_of(key: bytes) -> str:
     return key[DIGEST_BYTES:].decode()
-
-
-def pack_telemetry(device_ids: Iterable[str], telemetry: list[bytes]) -> tuple[NDArray[np.uint8], list[bytes]]:
-    """The stored form of n raw Telemetry messages: their (n,) markers and the bytes that follow."""
-    encoded = ids.encoded(device_ids)
-    first_fields = map(operator.add, map(FIRST_FIELDS.__getitem__, map(len, encoded)), encoded)
-    rests = list(map(bytes.removeprefix, telemetry, first_fields))
-    shortened = _lengths(rests) != _lengths(telemetry)
-    return np.where(shortened, np.uint8(WITHOUT_ID), np.uint8(WHOLE)), rests
-
-
-def unpack_telemetry(key: bytes, marker: int, rest: bytes) -> bytes | None:
-    """The raw Telemetry of one twin; None when none is kept."""
-    form = marker & ~(HAS_RARE | HAS_EXTRA)
-    if form == WITHOUT_ID:
-        device_id = key[DIGEST_BYTES:]
-        return FIRST_FIELDS[len(device_id)] + device_id + rest
-    if form == WHOLE:
-        return rest
-    if form != NO_TELEMETRY:
-        raise CodecError(f"the telemetry of {device_id_of(key)!r} has the unknown marker {marker}")
-    return None
 
 
 def _byte_runs(names: Iterable[str]) -> list[slice]:
@@ -117,6 +90,13 @@ def _places(runs: Iterable[slice]) -> list[tuple[slice, slice]]:
 _names = twins.TWIN_DTYPE.names or ()
 COMMON_PLACES = _places(_byte_runs([name for name in _names if name not in RARE_FIELDS]))
 RARE_PLACES = _places(_byte_runs([name for name in _names if name in RARE_FIELDS]))
+_commit_run = _byte_runs(["commit"])[0]
+COMMIT_AT = next(
+    slice(place.start + _commit_run.start - run.start, place.start + _commit_run.stop - run.start)
+    for run, place in COMMON_PLACES
+    if run.start <= _commit_run.start < run.stop
+)
+"""Where a value has its row's commit number."""
 MARKER_AT = COMMON_PLACES[-1][1].stop
 FIXED_BYTES = MARKER_AT + 1
 FIXED_VOID = np.dtype((np.void, FIXED_BYTES))
@@ -177,8 +157,14 @@ def split_values(values: Sequence[bytes]) -> tuple[NDArray[np.void], dict[int, b
 def split_telemetry(values: Sequence[bytes]) -> tuple[NDArray[np.uint8], list[bytes]]:
     """Telemetry markers and packed telemetry of n stored values."""
     _, _, markers = split_values(values)
-    starts = _telemetry_starts(markers).tolist()
+    return _split_telemetry(values, markers)
+
+
+def _split_telemetry(values: Sequence[bytes], markers: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[bytes]]:
     forms = markers & np.uint8(MARKER_BITS & ~(HAS_RARE | HAS_EXTRA))
+    if (forms > WITHOUT_ID).any():
+        raise CodecError(f"among {len(values)} twins one has telemetry of an unknown form")
+    starts = _telemetry_starts(markers).tolist()
     return forms, [value[start:] for value, start in zip(values, starts, strict=True)]
 
 
@@ -189,18 +175,29 @@ def _telemetry_starts(markers: NDArray[np.uint8]) -> NDArray[np.int64]:
     return starts
 
 
-def twin_rows(pairs: Sequence[tuple[bytes, bytes]], *, with_telemetry: bool = False) -> commits.TwinRows:
-    """Rows of stored (key, value) pairs."""
+def twin_rows(
+    pairs: Sequence[tuple[bytes, bytes]], *, with_telemetry: bool = False, changed_after: int | None = None
+) -> commits.TwinRows:
+    """Rows of stored (key, value) pairs. changed_after: of those only whose commit number is above it."""
+    if changed_after is not None:
+        pairs = _changed(pairs, changed_after)
     keys = [pair[0] for pair in pairs]
     values = [pair[1] for pair in pairs]
-    rows, extras, _ = split_values(values)
+    rows, extras, markers = split_values(values)
     digests = np.frombuffer(bytearray().join([key[:DIGEST_BYTES] for key in keys]), dtype=DIGEST_VOID)
     device_ids = ids.IdColumn.of_encoded([key[DIGEST_BYTES:] for key in keys])
-    telemetry: list[bytes | None] = [None] * len(keys)
+    telemetry: Sequence[bytes | None] = [None] * len(keys)
     if with_telemetry:
-        markers, rests = split_telemetry(values)
-        telemetry = list(map(unpack_telemetry, keys, markers.tolist(), rests))
+        telemetry = kept_telemetry.KeptTelemetry(device_ids, *_split_telemetry(values, markers))
     return commits.TwinRows(digests, device_ids, rows, extras, telemetry)
+
+
+def _changed(pairs: Sequence[tuple[bytes, bytes]], changed_after: int) -> Sequence[tuple[bytes, bytes]]:
+    joined = b"".join([value[COMMIT_AT] for _, value in pairs])
+    if len(joined) != len(pairs) * (COMMIT_AT.stop - COMMIT_AT.start):
+        raise CodecError(f"among {len(pairs)} twins one is cut off")
+    numbers = np.frombuffer(joined, dtype=twins.TWIN_DTYPE["commit"])
+    return [pairs[index] for index in np.flatnonzero(numbers > changed_after).tolist()]
 
 
 def _lengths(parts: Sequence[bytes]) -> NDArray[np.int64]:

@@ -61,12 +61,17 @@ class LmdbSnapshot:
         return key_range.end == hashing.HASH_KEY_MAX or cursor.key() < _beyond(key_range)
 
     def scan(
-        self, key_range: hashing.HashKeyRange | None = None, *, with_telemetry: bool = False
+        self,
+        key_range: hashing.HashKeyRange | None = None,
+        *,
+        with_telemetry: bool = False,
+        changed_after: int | None = None,
     ) -> Iterator[commits.TwinRows]:
-        """Every twin of the range in key order, in chunks."""
+        """Every twin of the range in key order, in chunks; with changed_after, what each chunk has of those with a higher commit
+        number, be it nothing."""
         start = b""
         while pairs := self.pairs(start, key_range or WHOLE_RANGE):
-            yield lmdb_codec.twin_rows(pairs, with_telemetry=with_telemetry)
+            yield lmdb_codec.twin_rows(pairs, with_telemetry=with_telemetry, changed_after=changed_after)
             start = pairs[-1][0] + b"\0"
 
     def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:

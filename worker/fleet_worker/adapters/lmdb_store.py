@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fleet_model import hashing, partition, spec
 from fleet_worker import errors
 from fleet_worker.adapters import lmdb_codec, lmdb_environment, lmdb_look, lmdb_snapshot, marks
-from fleet_worker.core import commits, effects, records, twins
+from fleet_worker.core import commits, effects, kept_telemetry, records, twins
 
 DEAD_LETTERS_MAX = 10_000
 DEAD_LETTER_BYTES_MAX = 64 * 2**20
@@ -159,6 +159,26 @@ class LmdbTwinStore:
             self._change_index(transaction, commit)
             transaction.put(b"state", lmdb_codec.encode_state(commit.state), db=self._environment.meta)
         self._state = commit.state
+
+    def append(self, rows: commits.TwinRows) -> None:
+        """In slices, as commits are, so that Python's lock is never held for long."""
+        self._check_usable()
+        count = len(rows.device_ids)
+        telemetry = kept_telemetry.KeptTelemetry.of(rows.device_ids, rows.telemetry)
+        for begin in range(0, count, COPY_ROWS):
+            end = min(begin + COPY_ROWS, count)
+            with self._marking_broken(), self._environment.write(end - begin) as transaction:
+                cursor = transaction.cursor(self._environment.twins)
+                stored = cursor.key() if cursor.last() else b""
+                for first in range(begin, end, SLICE_ROWS):
+                    last = min(first + SLICE_ROWS, end)
+                    keys = lmdb_codec.twin_keys(rows.digests[first:last], rows.device_ids[first:last])
+                    assert stored < keys[0], f"{self.folder}: rows to append are beyond those that are stored"
+                    stored = keys[-1]
+                    extras = {index - first: extra for index, extra in rows.extras.items() if first <= index < last}
+                    forms, rests = telemetry.forms[first:last], telemetry.rests[first:last]
+                    values = lmdb_codec.twin_values(rows.rows[first:last], extras, forms, rests)
+                    cursor.putmulti(zip(keys, values, strict=True), append=True)
 
     def clear(self) -> None:
         """Drops everything but the state and the identity."""
@@ -326,7 +346,7 @@ def copy_range(
 
 
 def _packed_telemetry(
-    cursor: lmdb.Cursor[bytes], keys: list[bytes], device_ids: Sequence[str], telemetry: list[bytes | None]
+    cursor: lmdb.Cursor[bytes], keys: list[bytes], device_ids: Sequence[str], telemetry: Sequence[bytes | None]
 ) -> tuple[NDArray[np.uint8], list[bytes]]:
     """Markers and bytes of the new Telemetry or, where that is None, of the stored one."""
     given = [raw for raw in telemetry if raw is not None]

@@ -71,12 +71,19 @@ class Contents:
         return len(self.twins)
 
     def scan(
-        self, key_range: hashing.HashKeyRange | None = None, *, with_telemetry: bool = False
+        self,
+        key_range: hashing.HashKeyRange | None = None,
+        *,
+        with_telemetry: bool = False,
+        changed_after: int | None = None,
     ) -> Iterator[commits.TwinRows]:
         wanted = key_range or hashing.HashKeyRange()
         keys = sorted(key for key in self.twins if wanted.contains_digest(key[0]))
         for first in range(0, len(keys), CHUNK_ROWS):
-            yield self._rows(keys[first : first + CHUNK_ROWS], with_telemetry=with_telemetry)
+            chunk = keys[first : first + CHUNK_ROWS]
+            if changed_after is not None:
+                chunk = [key for key in chunk if _commit_number(self.twins[key]) > changed_after]
+            yield self._rows(chunk, with_telemetry=with_telemetry)
 
     def fetch(self, device_ids: Sequence[str]) -> commits.TwinRows:
         return self._rows(sorted(key for key in set(map(_key, device_ids)) if key in self.twins))
@@ -111,12 +118,7 @@ class Contents:
     def apply(self, commit: commits.Commit) -> None:
         for device_id in commit.deleted:
             self.twins.pop(_key(device_id), None)
-        given = commit.twins
-        for index, key in enumerate(zip(given.digests.tolist(), given.device_ids, strict=True)):
-            telemetry = given.telemetry[index]
-            if telemetry is None and key in self.twins:
-                telemetry = self.twins[key].telemetry
-            self.twins[key] = Twin(given.rows[index].tobytes(), given.extras.get(index), telemetry)
+        self.put(commit.twins)
         for number in commit.outbox_removed:
             self.entries.pop(number, None)
         self.entries |= {entry.number: entry.effect for entry in commit.outbox_added}
@@ -124,6 +126,17 @@ class Contents:
         self.index -= {(arrival_ms, _key(device_id)) for arrival_ms, device_id in commit.index_removed}
         self.index |= {(arrival_ms, _key(device_id)) for arrival_ms, device_id in commit.index_added}
         self.state = commit.state
+
+    def put(self, given: commits.TwinRows) -> None:
+        for index, key in enumerate(zip(given.digests.tolist(), given.device_ids, strict=True)):
+            telemetry = given.telemetry[index]
+            if telemetry is None and key in self.twins:
+                telemetry = self.twins[key].telemetry
+            self.twins[key] = Twin(given.rows[index].tobytes(), given.extras.get(index), telemetry)
+
+
+def _commit_number(twin: Twin) -> int:
+    return int(np.frombuffer(twin.row, dtype=twins.TWIN_DTYPE)["commit"][0])
 
 
 def _newest(letters: list[records.DeadLetter]) -> list[records.DeadLetter]:
@@ -207,6 +220,24 @@ class MemoryTwinStore:
         if self._commits in self._faults.broken_commits:
             self._break("an I/O error while committing")
         self._contents.apply(commit)
+
+    def append(self, rows: commits.TwinRows) -> None:
+        self._check_usable()
+        self._commits += 1
+        if self.disk_full or self._commits in self._faults.full_commits:
+            raise errors.DiskFullError(f"{self.identity.shard_id}: no room on the disk; nothing changed")
+        if self._commits in self._faults.broken_commits:
+            self._break("an I/O error while restoring")
+        keys = list(zip(rows.digests.tolist(), rows.device_ids, strict=True))
+        in_order = keys == sorted(keys) and (
+            not keys or not self._contents.twins or max(self._contents.twins) < keys[0]
+        )
+        assert in_order, f"{self.identity.shard_id}: rows to append are beyond those that are stored"
+        self._contents.put(rows)
+
+    def clear(self) -> None:
+        self._check_usable()
+        self._contents = Contents(state=self._contents.state)
 
     def replace(self, contents: Contents) -> None:
         """All that is stored, at once; what was there must not have been begun with."""

@@ -40,7 +40,7 @@ class TwinRows:
     device_ids: Sequence[str]
     rows: NDArray[np.void]
     extras: dict[int, bytes]
-    telemetry: list[bytes | None]
+    telemetry: Sequence[bytes | None]
 
 
 def no_rows() -> TwinRows:
