@@ -161,16 +161,35 @@ class MemoryTwinStore:
         self.discarded: str | None = None
         self.disk_full = False
         """While true, every commit finds no room."""
+        self.io_error = False
+        """While true, the next commit or sync fails for good."""
         self._faults = faults or FaultPlan()
         self._contents = contents or Contents()
         self._synced = self._contents.copy()
         self._commits = 0
         self._syncs = 0
         self._unusable: str | None = None
+        self._broken = ""
+        self._is_closed = False
 
     @property
     def state(self) -> commits.PartitionState:
         return self._contents.state
+
+    @property
+    def contents(self) -> Contents:
+        """As of the last successful commit, whatever became of the store."""
+        return self._contents
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds its place: one that is broken does until it is closed or crashed."""
+        return not self._is_closed
+
+    @property
+    def broken(self) -> str:
+        """Why it can't be trusted; "" while it can."""
+        return self._broken
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Contents]:
@@ -217,7 +236,7 @@ class MemoryTwinStore:
         self._commits += 1
         if self.disk_full or self._commits in self._faults.full_commits:
             raise errors.DiskFullError(f"{self.identity.shard_id}: no room on the disk; nothing changed")
-        if self._commits in self._faults.broken_commits:
+        if self.io_error or self._commits in self._faults.broken_commits:
             self._break("an I/O error while committing")
         self._contents.apply(commit)
 
@@ -226,7 +245,7 @@ class MemoryTwinStore:
         self._commits += 1
         if self.disk_full or self._commits in self._faults.full_commits:
             raise errors.DiskFullError(f"{self.identity.shard_id}: no room on the disk; nothing changed")
-        if self._commits in self._faults.broken_commits:
+        if self.io_error or self._commits in self._faults.broken_commits:
             self._break("an I/O error while restoring")
         keys = list(zip(rows.digests.tolist(), rows.device_ids, strict=True))
         in_order = keys == sorted(keys) and (
@@ -248,11 +267,12 @@ class MemoryTwinStore:
     def sync(self) -> None:
         self._check_usable()
         self._syncs += 1
-        if self._syncs in self._faults.broken_syncs:
+        if self.io_error or self._syncs in self._faults.broken_syncs:
             self._break("fsync failed")
         self._synced = self._contents.copy()
 
     def close(self) -> None:
+        self._is_closed = True
         if self._unusable is None:
             self.sync()
             self._unusable = "closed"
@@ -260,6 +280,7 @@ class MemoryTwinStore:
     def crash(self, leaves: Survivor) -> MemoryTwinStore:
         """The process or the machine dies. Returns the store as it opens afterwards; this one is gone."""
         self._unusable = "crashed"
+        self._is_closed = True
         kept = {
             Survivor.COMMITTED: self._contents,
             Survivor.SYNCED: self._synced,
@@ -277,7 +298,7 @@ class MemoryTwinStore:
             )
 
     def _break(self, reason: str) -> None:
-        self._unusable = reason
+        self._unusable = self._broken = reason
         raise errors.StoreBrokenError(f"{self.identity.shard_id}: {reason}")
 
 
