@@ -20,6 +20,14 @@ RULES_AHEAD_MS = 1_000
 """An edit takes effect this long after it was seen: every partition hears of it before its time comes."""
 
 
+def upcoming(kept: Sequence[rules.RulesGeneration], fleet: spec.FleetSpec, now_ms: int) -> rules.RulesGeneration | None:
+    """The generation to be kept next, the first one or what an edit makes; None when the rules are those in force. now_ms: the
+    latest time that any partition may have seen."""
+    if not kept:
+        return generations.first_generation(fleet)
+    return generations.next_generation(kept[-1], fleet, now_ms + RULES_AHEAD_MS)
+
+
 class RuleEdits:
     """generations: all that are kept. last_error: why the last edit wasn't taken up; None when it was."""
 
@@ -62,8 +70,7 @@ class RuleEdits:
         self._around.rules_settled.clear()
         try:
             wall_ms = self._around.clock.wall_ms()
-            start_ms = max(wall_ms, self._reached_ms()) + RULES_AHEAD_MS
-            generation = generations.next_generation(self.generations[-1], edit, start_ms)
+            generation = upcoming(self.generations, edit, max(wall_ms, self._reached_ms()))
             self.last_error = None
             if generation is None:
                 return
