@@ -1,0 +1,93 @@
+"""versitygw, an S3 gateway over a folder, as a process of a test: a real store, whose conditional writes are one step.
+
+It is a Go module, built once into the user's cache folder, by version; go checks its sum. Buckets are folders; metadata is in extended
+attributes where the temporary folder's file system has them, else in files beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support import aws_env, node, server_process
+
+VERSION = "1.8.0"
+MODULE = f"github.com/versity/versitygw/cmd/versitygw@v{VERSION}"
+BUILD_S_MAX = 1_200
+STARTS_MAX = 3
+
+
+class NoGoError(Exception):
+    """This machine has no Go: the only reason to skip what needs it."""
+
+
+def _build(folder: Path) -> None:
+    go = shutil.which("go")
+    if go is None:
+        raise NoGoError("no go on the PATH to build versitygw with")
+    done = subprocess.run(
+        [go, "install", "-trimpath", MODULE],
+        cwd=folder,
+        env=os.environ | {"GOBIN": str(folder), "GOFLAGS": "-mod=mod"},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_S_MAX,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"go install failed with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+
+def installed() -> Path:
+    """The program. Raises NoGoError where a test has to be skipped, anything else is a failure."""
+    return node.once(node.cache_folder() / f"versitygw-{VERSION}", _build) / "versitygw"
+
+
+def _has_attributes(folder: Path) -> bool:
+    probe = folder / "attributes"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.fleet-twin", b"1")
+    except OSError:
+        return False
+    finally:
+        probe.unlink()
+    return True
+
+
+@contextlib.contextmanager
+def running() -> Iterator[str]:
+    """An empty gateway; its endpoint URL."""
+    program = installed()
+    with tempfile.TemporaryDirectory(prefix="fleet-twin-versitygw-") as name:
+        root, sidecar = Path(name) / "root", Path(name) / "sidecar"
+        root.mkdir()
+        sidecar.mkdir()
+        options = [] if _has_attributes(root) else ["--sidecar", str(sidecar)]
+        for attempt in range(1, STARTS_MAX + 1):
+            # It can't tell a port that it chose by itself, so one is chosen here; someone else may be quicker.
+            port = server_process.free_port()
+            process = server_process.ServerProcess(
+                [
+                    *(str(program), "--access", "test", "--secret", "test", "--region", aws_env.REGION),
+                    *("--port", f"127.0.0.1:{port}", "--health", "/healthz", "--quiet"),
+                    *("posix", *options, str(root)),
+                ],
+                aws_env.environment(),
+            )
+            try:
+                try:
+                    process.wait_until_it_answers(port, "/healthz")
+                except server_process.ServerFailedError:
+                    if attempt == STARTS_MAX:
+                        raise
+                    continue
+                yield f"http://127.0.0.1:{port}"
+                return
+            finally:
+                process.stop()
