@@ -23,8 +23,8 @@ _ADVICE = (
 )
 
 
-async def check(objects: ports.ObjectStore, nonce: str) -> None:
-    """nonce: of this start; nobody else may probe under it.
+async def check(objects: ports.ObjectStore, nonce: str, races: int = RACES) -> None:
+    """nonce: of this start; nobody else may probe under it. races: rounds in which all write at once.
 
     Raises ObjectStoreRefusedError, which names what the store did and what to use instead, and ObjectStoreUnavailableError: not
     known, try again.
@@ -32,7 +32,7 @@ async def check(objects: ports.ObjectStore, nonce: str) -> None:
     probe = _Probe(objects, f"probe/{nonce}/")
     try:
         await probe.one_at_a_time()
-        for race in range(RACES):
+        for race in range(races):
             await probe.many_at_once(race)
     except errors.ObjectStoreRefusedError:
         await probe.clean_up_as_far_as_possible()
