@@ -19,7 +19,7 @@ from typing import Any
 
 from fleet_model import generations, hashing, parse, partition
 from fleet_worker import metrics, ports, supervisor, surroundings
-from fleet_worker.adapters import kinesis, local_folder, local_ownership, memory_kinesis
+from fleet_worker.adapters import kinesis, lmdb_disk, local_folder, local_ownership, memory_kinesis
 from tests.support import fleets, piped, virtual_time
 
 BOOT_ID = "boot"
@@ -93,10 +93,11 @@ async def running(
         )
         around.rules_settled.set()
         start = partition.Start(piped.TELEMETRY, None)
-        ownership = owned(local_ownership.EveryShard(stream))
-        local = supervisor.Local("local", boot_id, folder, ownership, stream, start)
+        ownership = owned(local_ownership.EveryShard(stream, fleet.namespace, fleet.name, "local"))
+        disk = lmdb_disk.LmdbDisk(folder, fleet.storage, boot_id)
+        local = supervisor.Local("local", disk, ownership, stream, start)
         stop = asyncio.Event()
-        worker = supervisor.Supervisor(around, local)
+        worker = supervisor.Supervisor(around, local, folder.generations)
         running_one = Worker(clock, memory, worker, stop, asyncio.create_task(worker.run(stop)))
         try:
             yield running_one

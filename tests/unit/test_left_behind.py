@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from fleet_model import hashing, partition
-from fleet_worker import errors, pipeline, ports
+from fleet_model import hashing, twin_partition
+from fleet_worker import errors, pipeline, ports, tenure
 from fleet_worker.adapters import lmdb_look, local_folder, marks, memory_kinesis
 from fleet_worker.core import lifecycle
 from tests.support import piped, supervised, virtual_time
@@ -30,8 +31,21 @@ class OnlyThese:
         self._every = every
         self._shard_ids = shard_ids
 
-    async def owned(self) -> list[partition.Shard]:
-        return [shard for shard in await self._every.owned() if shard.shard_id in self._shard_ids]
+    async def assignments(self) -> AsyncIterator[Mapping[str, twin_partition.TwinPartition]]:
+        async for known in self._every.assignments():
+            yield {shard_id: wanted for shard_id, wanted in known.items() if shard_id in self._shard_ids}
+
+    async def report(
+        self, shard_id: str, change: Callable[[twin_partition.Status], twin_partition.Status]
+    ) -> twin_partition.Status:
+        return await self._every.report(shard_id, change)
+
+    @property
+    def trouble(self) -> str:
+        return self._every.trouble
+
+    def look_again(self) -> None:
+        self._every.look_again()
 
 
 def forget_shard(memory: memory_kinesis.MemoryKinesis, shard_id: str) -> None:
@@ -92,14 +106,14 @@ def test_it_stays_while_a_child_has_not_begun(tmp_path: Path, monkeypatch: pytes
     async def body() -> None:
         async with supervised.running(tmp_path) as worker:
             await heard(worker)
-            right = worker.supervisor._inherit
+            right = tenure.LocalTenure._inherit
 
-            async def fails_for_one(held: object, store: object) -> None:
+            async def fails_for_one(held: tenure.LocalTenure, store: ports.TwinStore) -> None:
                 if store.identity.shard_id == UPPER_CHILD:  # type: ignore[attr-defined]
                     raise errors.DiskFullError("no room for its twins")
-                await right(held, store)  # type: ignore[arg-type]
+                await right(held, store)
 
-            monkeypatch.setattr(worker.supervisor, "_inherit", fails_for_one)
+            monkeypatch.setattr(tenure.LocalTenure, "_inherit", fails_for_one)
             worker.kinesis.split_shard(piped.TELEMETRY, FIRST)
             await worker.until(lambda: is_running(worker, LOWER_CHILD))
             forget_shard(worker.kinesis, FIRST)
@@ -280,26 +294,18 @@ def test_a_stream_made_anew_under_the_same_name_is_not_taken_for_the_old_one(tmp
 
 
 def test_a_stop_does_not_wait_for_a_listing_that_takes_long(tmp_path: Path) -> None:
-    class Slow:
-        def __init__(self, every: ports.Ownership) -> None:
-            self.every = every
-            self.asked = 0
+    asked = []
 
-        async def owned(self) -> list[partition.Shard]:
-            self.asked += 1
-            if self.asked > 1:
-                await asyncio.sleep(3_600)
-            return await self.every.owned()
+    def slow(call: memory_kinesis.Call) -> memory_kinesis.Fault:
+        if call.operation == "ListShards":
+            asked.append(call)
+        return memory_kinesis.Fault(delay_s=3_600.0 if len(asked) > 1 and call.operation == "ListShards" else 0.0)
 
     async def body() -> None:
-        made: list[Slow] = []
-
-        def slow(every: ports.Ownership) -> ports.Ownership:
-            made.append(Slow(every))
-            return made[0]
-
-        async with supervised.running(tmp_path, owned=slow) as worker:
-            await worker.until(lambda: made[0].asked == 2)
+        memory = supervised.new_kinesis(virtual_time.VirtualClock())
+        memory.plan = slow
+        async with supervised.running(tmp_path, memory) as worker:
+            await worker.until(lambda: len(asked) == 2)
             began_s = worker.clock.monotonic()
             await worker.end()
             assert worker.clock.monotonic() - began_s < 2.0

@@ -9,14 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from fleet_model import generations, parse
-from fleet_worker import main
+from fleet_model import generations, parse, spec
+from fleet_worker import main, orders
 from fleet_worker.adapters import clock, local_folder
 from tests.support import aws_env, fleets
 
@@ -56,6 +56,12 @@ def test_the_limit_on_open_files_is_raised_as_far_as_it_may() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+async def nothing() -> AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]:
+    """No edits."""
+    return
+    yield
+
+
 async def test_generations_that_judge_nothing_any_more_go_at_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +75,7 @@ async def test_generations_that_judge_nothing_any_more_go_at_a_start(
         for number in range(10):
             now_ms = real.wall_ms() + number * DAY_MS
             edited = parse.parse(fleet(60 + number))  # type: ignore[arg-type]
-            await main.settle_rules(folder, edited, now_ms, DAY_MS, real)
+            await orders.Alone(edited, nothing(), folder, real).settle_rules(now_ms, DAY_MS)
             assert folder.generations[-1].generation == number + 1
             assert folder.generations[-1].default.temperature.threshold == 60 + number
         assert len(folder.generations) <= 3
@@ -78,9 +84,9 @@ async def test_generations_that_judge_nothing_any_more_go_at_a_start(
 async def test_the_first_generation_judges_everything(tmp_path: Path) -> None:
     fleet = parse.parse(fleets.smallest())
     with local_folder.LocalFolder(tmp_path, "default", "trucks") as folder, clock.RealClock() as real:
-        await main.settle_rules(folder, fleet, NOW_MS, DAY_MS, real)
+        await orders.Alone(fleet, nothing(), folder, real).settle_rules(NOW_MS, DAY_MS)
         assert folder.generations == (generations.first_generation(fleet),)
-        await main.settle_rules(folder, fleet, NOW_MS + 1, DAY_MS, real)
+        await orders.Alone(fleet, nothing(), folder, real).settle_rules(NOW_MS + 1, DAY_MS)
         assert len(folder.generations) == 1
 
 

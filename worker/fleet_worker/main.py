@@ -8,14 +8,15 @@ import dataclasses
 import functools
 import logging
 import resource
+import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleet_model import generations, partition, spec
-from fleet_worker import errors, metrics, ports, retries, rule_edits, supervisor, surroundings
+from fleet_model import spec
+from fleet_worker import claimed, custody, errors, fleet_start, metrics, orders, retries, supervisor, surroundings
 from fleet_worker.adapters import clock as clocks
-from fleet_worker.adapters import fleet_file, kinesis, local_folder, local_ownership
+from fleet_worker.adapters import control_folder, fleet_file, kinesis, lmdb_disk, local_folder
 from fleet_worker.api import app
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,15 @@ OPEN_FILES = 16_384
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """fleet_path: the DeviceFleet YAML. data_folder: this worker's own. port 0: one that is free."""
+    """fleet_path: the DeviceFleet YAML. data_folder: this worker's own. port 0: one that is free. control_folder: of the control plane
+    that this worker shares with others, under this name; None: it is alone."""
 
     fleet_path: Path
     data_folder: Path
     host: str = app.HOST_DEFAULT
     port: int = app.PORT_DEFAULT
+    control_folder: Path | None = None
+    name: str = orders.ALONE
 
 
 async def run(options: Options) -> int:
@@ -72,14 +76,17 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
                 functools.partial(local_folder.LocalFolder, options.data_folder, fleet.namespace, fleet.name)
             )
         )
+        ordered = _orders(options, fleet, watched, folder, clock)
         measured = metrics.Metrics()
         on_retry = retries.Retries(clock, measured)
         connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws, on_retry=on_retry))
         telemetry = fleet.streams.telemetry
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
-        start = await settle_start(folder, fleet, stream, clock)
+        checkpoints = await _checkpoints(stack, fleet, clock)
+        keeper = ordered.keeper if checkpoints is None else fleet_start.InBucket(checkpoints.objects)
+        start = await fleet_start.settled(keeper, telemetry, stream)
         retention_ms = await stream.retention_ms()
-        await settle_rules(folder, fleet, await stream.now_ms(), retention_ms, clock)
+        generations = await ordered.generations(stream, retention_ms)
         around = surroundings.Surroundings(
             clock=clock,
             sink=connection.sink(fleet.streams, clock),
@@ -89,15 +96,16 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             rules_settled=asyncio.Event(),
         )
         around.rules_settled.set()
+        boot_id = (await clock.in_thread(BOOT_ID.read_text)).strip()
         local = supervisor.Local(
-            name="local",
-            boot_id=(await clock.in_thread(BOOT_ID.read_text)).strip(),
-            folder=folder,
-            ownership=local_ownership.EveryShard(stream),
+            name=ordered.name,
+            disk=lmdb_disk.LmdbDisk(folder, fleet.storage, boot_id),
+            ownership=ordered.ownership(stream),
             stream=stream,
             start=start,
+            checkpoints=checkpoints,
         )
-        worker = supervisor.Supervisor(around, local)
+        worker = supervisor.Supervisor(around, local, generations)
         api = app.Api(worker, measured, clock)
         try:
             host, port = await stack.enter_async_context(app.serve(api, options.host, options.port))
@@ -107,17 +115,56 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             ) from error
         log.info("fleet %s: twins at http://%s:%d/v1/twins", worker.fleet, host, port)
         has_started.set()
-        editing = asyncio.create_task(worker.follow_edits(watched.edits()))
+        following = asyncio.create_task(ordered.follow(around, worker, f"http://{host}:{port}"))
         working = asyncio.create_task(worker.run(stop))
         try:
-            await asyncio.wait((editing, working), return_when=asyncio.FIRST_COMPLETED)
-            if editing.done():
-                editing.result()
+            await asyncio.wait((following, working), return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
             await working
         finally:
             stop.set()
-            editing.cancel()
-            await asyncio.wait((editing, working))
+            following.cancel()
+            await asyncio.wait((following, working))
+
+
+def _orders(
+    options: Options,
+    fleet: spec.FleetSpec,
+    watched: fleet_file.FleetFile,
+    folder: local_folder.LocalFolder,
+    clock: clocks.RealClock,
+) -> orders.Orders:
+    if options.control_folder is None:
+        return orders.Alone(fleet, watched.edits(), folder, clock)
+    if fleet.checkpoint.bucket is None:
+        raise errors.FleetTwinError(
+            "spec.checkpoint.bucket: workers that share a fleet hand partitions over through a bucket; name one, or run a single worker "
+            "without --control"
+        )
+    return orders.Controlled(control_folder.ControlFolder(options.control_folder, clock), options.name, clock)
+
+
+async def _checkpoints(
+    stack: contextlib.AsyncExitStack, fleet: spec.FleetSpec, clock: clocks.RealClock
+) -> claimed.Checkpoints | None:
+    """None without a bucket. Raises ObjectStoreRefusedError when the store doesn't honour conditional writes."""
+    if fleet.checkpoint.bucket is None:
+        return None
+    # The S3 client takes a while to import, which a worker without a bucket needn't wait for.
+    from fleet_worker import probe
+    from fleet_worker.adapters import s3
+
+    fleet_name = (fleet.namespace, fleet.name)
+    objects = await stack.enter_async_context(s3.open_store(fleet.aws, fleet.checkpoint, fleet_name, clock))
+    await probe.check(objects, secrets.token_hex(8))
+    return claimed.Checkpoints(
+        objects=objects,
+        manifests=custody.Manifests(objects),
+        interval_s=fleet.checkpoint.interval_ms / 1000,
+        one_at_a_time=asyncio.Semaphore(1),
+        new_nonce=lambda: secrets.token_hex(8),
+    )
 
 
 @contextlib.contextmanager
@@ -147,44 +194,3 @@ def allow_open_files() -> None:
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-async def settle_start(
-    folder: local_folder.LocalFolder, fleet: spec.FleetSpec, stream: ports.Stream, clock: ports.Clock
-) -> partition.Start:
-    """The fleet's first start, once and for all: `Latest` becomes a time by Kinesis' clock, before the first poll."""
-    telemetry = fleet.streams.telemetry
-    if folder.start is None:
-        match telemetry.start_position:
-            case spec.StartPosition.LATEST:
-                time_ms: int | None = await stream.now_ms()
-            case spec.StartPosition.AT_TIMESTAMP:
-                time_ms = telemetry.start_time_ms
-            case spec.StartPosition.TRIM_HORIZON:
-                time_ms = None
-        chosen = partition.Start(telemetry.stream_name, time_ms)
-        await clock.in_thread(functools.partial(folder.settle_start, chosen))
-    start = folder.start
-    assert start is not None
-    if start.stream != telemetry.stream_name:
-        raise errors.FleetTwinError(
-            f"spec.streams.telemetry: this data folder belongs to the stream {start.stream}, not to {telemetry.stream_name}; "
-            "give the fleet another name or data folder"
-        )
-    return start
-
-
-async def settle_rules(
-    folder: local_folder.LocalFolder, fleet: spec.FleetSpec, now_ms: int, retention_ms: int, clock: ports.Clock
-) -> None:
-    """The first generation, or what was edited while no worker ran; by the same stamp as a live edit. now_ms: Kinesis' clock."""
-    oldest_ms = 0
-    if not folder.generations:
-        generation = generations.first_generation(fleet)
-    else:
-        start_ms = max(clock.wall_ms(), now_ms) + rule_edits.RULES_AHEAD_MS
-        edited = generations.next_generation(folder.generations[-1], fleet, start_ms)
-        if edited is None:
-            return
-        generation, oldest_ms = edited, now_ms - retention_ms
-    await clock.in_thread(functools.partial(folder.append_generation, generation, oldest_ms))

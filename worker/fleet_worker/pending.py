@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 class Pending:
     """state: as of the last record judged. index_added: of rows that found no room at a restart. records: judged since the
-    last commit."""
+    last commit. applied: judged in all."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Pending:
         self.effects: list[effects.OutboxEntry] = []
         self.index_added: list[tuple[int, str]] = []
         self.records = 0
+        self.applied = 0
         self._dead_letters: list[records.DeadLetter] = []
         self._identity = identity
         self._metrics = measured
@@ -56,6 +57,7 @@ class Pending:
         self._told.misrouted.inc(counts.misrouted)
         self._told.skewed.inc(columns.skewed)
         self.records += len(columns)
+        self.applied += len(columns)
         self.change(position=columns.position or self.state.position, high_arrival_ms=columns.high_arrival_ms)
         self.add_effects(caused)
         for letter in (*columns.dead_letters, *counts.second_hops):

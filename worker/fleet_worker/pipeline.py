@@ -11,9 +11,11 @@ after a pause longer than the stream retains records.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 
 from fleet_model import partition, rules
 from fleet_worker import (
@@ -53,6 +55,21 @@ DRAIN_S = 6.0
 """A stopping partition waits this long for its outbox; what is left then is published after the next start."""
 
 
+async def _at_once() -> None:
+    """Nothing stands against publishing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stay:
+    """What whoever runs a pipeline knows of the partition's stay here. life: its phase. may_publish: returns when effects may go out;
+    before that, another owner may have them. drain_max_s: how long a partition that ends waits for its outbox; None: DRAIN_S when
+    it is stopped, and as long as it takes when its shard ended."""
+
+    life: lifecycle.Life = dataclasses.field(default_factory=lambda: lifecycle.Life(lifecycle.Phase.RESTORING))
+    may_publish: Callable[[], Awaitable[None]] = _at_once
+    drain_max_s: Callable[[], float | None] = lambda: None
+
+
 class PartitionPipeline(questions.StoreQuestions):
     """A partition that this worker owns: `run` it. It is also what the API sees of it (directory.PartitionView)."""
 
@@ -63,11 +80,13 @@ class PartitionPipeline(questions.StoreQuestions):
         store: ports.TwinStore,
         source: ports.ShardSource,
         generations: Sequence[rules.RulesGeneration],
+        stay: Stay | None = None,
     ) -> None:
         super().__init__(store, around.clock)
         self._around = around
         self._identity = identity
         self._store = store
+        self._stay = stay or Stay()
         streams = around.fleet.streams
         self._engine = engine.TwinEngine(
             engine.Settings(identity, streams.alerts.format, streams.commands.format, around.retention_ms),
@@ -75,10 +94,9 @@ class PartitionPipeline(questions.StoreQuestions):
         )
         self.residency = residency.Residency(store, self._engine, around.clock)
         self._syncing = syncing.Syncing(store, around.clock, around.metrics, around.fleet.storage)
-        self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics)
+        self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics, self._stay.may_publish)
         self._reader = reading.Reader(source, around.places)
         self._told = around.metrics.partition(identity.shard_id)
-        self._phase = lifecycle.Phase.RESTORING
         self._no_room = ""  # why the last commit found none
 
         self._stop = asyncio.Event()
@@ -107,7 +125,8 @@ class PartitionPipeline(questions.StoreQuestions):
             if not self.state.ended:
                 self._reader.begin()  # the first answer travels while the table fills; nothing is judged before it is full
             await self._restore()
-            self._step(lifecycle.Event.RESTORED)
+            has_begun = self._stay.life.phase is lifecycle.Phase.RESTORING
+            self._step(lifecycle.Event.RESTORED if has_begun else lifecycle.Event.TAKEN_BACK)
             self._publishing = asyncio.create_task(self._publisher.run())
             while not self.state.ended and await self._may_go_on():
                 batch = await self._reader.answer(stopping)
@@ -117,7 +136,6 @@ class PartitionPipeline(questions.StoreQuestions):
             if not self.state.ended:
                 self._step(lifecycle.Event.DRAIN)
             await self._drain()
-            self._step(lifecycle.Event.ENDED if self.state.ended else lifecycle.Event.DRAINED)
         finally:
             await reading.ended(self._publishing)
             await reading.ended(stopping)
@@ -254,13 +272,14 @@ class PartitionPipeline(questions.StoreQuestions):
         self._publisher.add(await self._around.clock.in_thread(self._store.outbox))
 
     async def _drain(self) -> None:
-        """The last commits. A shard that ended waits for its outbox as long as it takes; a stopping worker, DRAIN_S."""
-        deadline = self._around.clock.monotonic() + DRAIN_S
+        """The last commits. What is left in the outbox when the time is up stays there, committed: for the next start, or the next
+        owner."""
+        began = self._around.clock.monotonic()
         await self._commit()
         while len(self._publisher):
-            if self._stop.is_set() and self._around.clock.monotonic() >= deadline:
+            if self._around.clock.monotonic() - began >= self._drain_max_s:
                 log.warning(
-                    "partition %s: %d effects stay in the outbox until the next start",
+                    "partition %s: %d effects stay in the outbox for its next start or owner",
                     self._identity.shard_id,
                     len(self._publisher),
                 )
@@ -271,9 +290,16 @@ class PartitionPipeline(questions.StoreQuestions):
                 await self._commit()  # which may bring dead letters of effects that were refused
         await self._commit()
 
+    @property
+    def _drain_max_s(self) -> float:
+        allowed_s = self._stay.drain_max_s()
+        if allowed_s is None:
+            return DRAIN_S if self._stop.is_set() else math.inf
+        return allowed_s
+
     def _step(self, event: lifecycle.Event) -> None:
-        self._phase = lifecycle.after(self._phase, event)
-        self._told.set_phase(self._phase.value)
+        self._stay.life.step(event)
+        self._told.set_phase(self._stay.life.phase.value)
 
     # ── what the API sees ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -283,7 +309,7 @@ class PartitionPipeline(questions.StoreQuestions):
 
     @property
     def phase(self) -> str:
-        return self._phase.value
+        return self._stay.life.phase.value
 
     @property
     def message(self) -> str:
@@ -301,6 +327,11 @@ class PartitionPipeline(questions.StoreQuestions):
     @property
     def state(self) -> commits.PartitionState:
         return self._pending.state
+
+    @property
+    def applied(self) -> int:
+        """Records judged since it began."""
+        return self._pending.applied
 
     @property
     def lag_ms(self) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from fleet_model import hashing, partition, twin_partition
@@ -77,6 +77,10 @@ class Ownership(Protocol):
         the same; returns what is stored then. Raises ControlPlaneUnavailableError: the reporter goes on and reports again later;
         PartitionGoneError.
         """
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing new comes just now; "" when all is well."""
 
     def look_again(self) -> None:
         """A hint that something may have changed (a shard ended): the next state comes soon."""
@@ -159,6 +163,52 @@ class TwinStore(Protocol):
         """One consistent view of everything, for a checkpoint. To be held as short as can be: the file may grow meanwhile."""
 
 
+class Disk(Protocol):
+    """The worker's own volume: an environment for each partition. Methods block. One environment is open once at a time."""
+
+    def open(self, identity: partition.PartitionIdentity) -> OpenedStore:
+        """Opens the partition's environment, or makes it. Raises StoreBrokenError, DiskFullError."""
+
+    def where(self, shard_id: str) -> str:
+        """Where a partition's environment is, for whoever has to move it away by hand."""
+
+    def remove(self, shard_id: str) -> None:
+        """Removes a partition's environment, if there is one; it mustn't be open. Raises DataFolderError."""
+
+    def inherit(
+        self,
+        child: TwinStore,
+        parents: Sequence[TwinStore],
+        key_range: hashing.HashKeyRange,
+        state: commits.PartitionState,
+    ) -> None:
+        """Fills a child's empty store from its parents' stores on the same disk: twins and unacknowledged effects of its range,
+        the state last."""
+
+    def left(self, listed: Collection[str]) -> list[LeftBehind]:
+        """What earlier runs left of shards that aren't listed, by shard id."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """discarded: why what was found there was moved aside; None when it wasn't, or nothing was there."""
+
+    store: TwinStore
+    discarded: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A partition that an earlier run left. ended: read to its end; then key_range is its. trouble: what is wrong with it otherwise.
+    begun: the listed shards whose partitions have begun, and so have inherited already."""
+
+    shard_id: str
+    key_range: hashing.HashKeyRange
+    ended: bool
+    trouble: str
+    begun: frozenset[str]
+
+
 class StoreSnapshot(Protocol):
     """What one moment's commit left. Methods block."""
 
@@ -168,9 +218,14 @@ class StoreSnapshot(Protocol):
     def count(self) -> int: ...
 
     def scan(
-        self, key_range: hashing.HashKeyRange | None = None, *, with_telemetry: bool = False
+        self,
+        key_range: hashing.HashKeyRange | None = None,
+        *,
+        with_telemetry: bool = False,
+        changed_after: int | None = None,
     ) -> Iterator[commits.TwinRows]:
-        """Every twin of the range in key order, in chunks."""
+        """Every twin of the range in key order, in chunks. changed_after: of each chunk only the rows whose commit number is above it,
+        which may be none: a chunk is a bounded piece of work, whatever it finds."""
 
     def outbox(self) -> list[effects.OutboxEntry]: ...
 

@@ -9,7 +9,7 @@ import asyncio
 import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from fleet_worker import metrics, ports
 from fleet_worker.core import effects
@@ -38,8 +38,16 @@ class Lane:
 class Publisher:
     """One partition's. `add` committed entries, `run` in a task, `take_settled` at each commit."""
 
-    def __init__(self, sink: ports.EffectSink, clock: ports.Clock, told: metrics.Metrics) -> None:
+    def __init__(
+        self,
+        sink: ports.EffectSink,
+        clock: ports.Clock,
+        told: metrics.Metrics,
+        may_publish: Callable[[], Awaitable[None]],
+    ) -> None:
+        """may_publish: returns when effects may go out."""
         self._sink = sink
+        self._may_publish = may_publish
         self._clock = clock
         self._metrics = told
         self._lanes = {target: Lane() for target in effects.Target}
@@ -100,6 +108,7 @@ class Publisher:
     async def _run(self, lane: Lane) -> None:
         while True:
             await lane.has_work.wait()
+            await self._may_publish()
             entries = list(itertools.islice(lane.waiting, ENTRIES_A_CALL_MAX))
             result = await self._sink.publish(entries)
             self._settle(lane, entries, set(result.acknowledged), dict(result.refused))

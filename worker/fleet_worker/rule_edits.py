@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 from fleet_model import generations, parse, rules, spec
 from fleet_worker import errors, surroundings
@@ -28,24 +29,26 @@ def upcoming(kept: Sequence[rules.RulesGeneration], fleet: spec.FleetSpec, now_m
     return generations.next_generation(kept[-1], fleet, now_ms + RULES_AHEAD_MS)
 
 
-class RuleEdits:
-    """generations: all that are kept. last_error: why the last edit wasn't taken up; None when it was."""
+class Judges(Protocol):
+    """The worker whose partitions judge by the rules."""
 
-    def __init__(
-        self,
-        around: surroundings.Surroundings,
-        folder: local_folder.LocalFolder,
-        reached_ms: Callable[[], int],
-        hand_out: Callable[[Sequence[rules.RulesGeneration]], None],
-    ) -> None:
-        """reached_ms: the latest time that any partition has seen. hand_out: gives the whole list to every partition."""
-        self.generations = folder.generations
-        self.last_error: str | None = None
+    last_rule_error: str | None
+    """Why the last edit wasn't taken up; None when it was."""
+
+    def reached_ms(self) -> int:
+        """The latest time that any partition has seen."""
+
+    def adopt(self, generations: Sequence[rules.RulesGeneration]) -> None:
+        """The whole list of generations, from now on."""
+
+
+class RuleEdits:
+    """Of a worker that is alone. The folder keeps the generations."""
+
+    def __init__(self, around: surroundings.Surroundings, folder: local_folder.LocalFolder, judges: Judges) -> None:
         self._around = around
         self._folder = folder
-        self._reached_ms = reached_ms
-        self._hand_out = hand_out
-        around.metrics.rules_generation.set(self.generations[-1].generation)
+        self._judges = judges
 
     async def follow(self, edits: AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]) -> None:
         """Until cancelled. Raises DataFolderError when it is unknown what was kept."""
@@ -62,7 +65,7 @@ class RuleEdits:
                 self._refuse(str(error))
 
     def _refuse(self, why: str) -> None:
-        self.last_error = why
+        self._judges.last_rule_error = why
         self._around.metrics.rules_reload_failures.inc()
         log.error("the fleet's edit is refused, the last good rules stay in force: %s", why)
 
@@ -70,16 +73,14 @@ class RuleEdits:
         self._around.rules_settled.clear()
         try:
             wall_ms = self._around.clock.wall_ms()
-            generation = upcoming(self.generations, edit, max(wall_ms, self._reached_ms()))
-            self.last_error = None
+            generation = upcoming(self._folder.generations, edit, max(wall_ms, self._judges.reached_ms()))
+            self._judges.last_rule_error = None
             if generation is None:
                 return
             oldest_ms = wall_ms - self._around.retention_ms
             keep = functools.partial(self._folder.append_generation, generation, oldest_ms)
             await self._around.clock.in_thread(keep)
-            self.generations = self._folder.generations
-            self._hand_out(self.generations)
-            self._around.metrics.rules_generation.set(generation.generation)
+            self._judges.adopt(self._folder.generations)
             log.info("rules generation %d holds from %d on", generation.generation, generation.effective_ms)
         finally:
             self._around.rules_settled.set()

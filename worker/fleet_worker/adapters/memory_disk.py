@@ -101,6 +101,9 @@ class MemoryDisk:
         self._environments[identity.shard_id] = Environment(store)
         return ports.OpenedStore(store, discarded)
 
+    def where(self, shard_id: str) -> str:
+        return f"memory:{shard_id}"
+
     def remove(self, shard_id: str) -> None:
         there = self._environments.pop(shard_id, None)
         assert there is None or not there.store.is_open, f"{shard_id} is open"

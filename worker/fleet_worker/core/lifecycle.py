@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from fleet_model.twin_partition import Phase as Phase
 
@@ -44,6 +45,27 @@ def after(phase: Phase, event: Event) -> Phase:
         return TRANSITIONS[(phase, event)]
     except KeyError:
         raise IllegalEventError(f"a partition that is {phase.value} can't take the event {event.value!r}") from None
+
+
+class Life:
+    """One partition's phase at a worker, and why it is what it is. on_change: called after each change."""
+
+    def __init__(self, phase: Phase = Phase.PENDING, on_change: Callable[[], None] = lambda: None) -> None:
+        self.phase = phase
+        self.message = ""
+        self._on_change = on_change
+
+    def step(self, event: Event, message: str = "") -> None:
+        """Raises IllegalEventError, and then changes nothing."""
+        self.phase = after(self.phase, event)
+        self.message = message
+        self._on_change()
+
+    def tell(self, message: str) -> None:
+        """Why it is still in its phase."""
+        if message != self.message:
+            self.message = message
+            self._on_change()
 
 
 def diagram() -> str:

@@ -1,0 +1,132 @@
+"""Whom a worker outside Kubernetes takes its orders from: nobody but its fleet file, or a control plane that it shares with others.
+
+Orders are which partitions are its own, where the fleet started, and which rules judge. It decides nothing about any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from fleet_model import parse, rules, spec
+from fleet_worker import control_plane, errors, fleet_start, ports, rule_edits, supervisor, surroundings
+from fleet_worker.adapters import local_folder, local_ownership
+
+log = logging.getLogger(__name__)
+
+ALONE = "local"
+"""The name of a worker that is alone."""
+
+
+class Orders(Protocol):
+    """One worker's."""
+
+    name: str
+    """Of the worker."""
+
+    @property
+    def keeper(self) -> fleet_start.Keeper:
+        """Of the settled start, where there is no bucket."""
+
+    async def generations(self, stream: ports.Stream, retention_ms: int) -> Sequence[rules.RulesGeneration]:
+        """The rules to begin with."""
+
+    def ownership(self, stream: ports.Stream) -> ports.Ownership: ...
+
+    async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
+        """Edits of the rules, and whatever else comes, until cancelled. address: of the worker's API."""
+
+
+class Alone:
+    """Every shard of the stream, by the rules in the fleet file."""
+
+    name = ALONE
+
+    def __init__(
+        self,
+        fleet: spec.FleetSpec,
+        edits: AsyncIterator[spec.FleetSpec | parse.InvalidFleetError],
+        folder: local_folder.LocalFolder,
+        clock: ports.Clock,
+    ) -> None:
+        self._fleet = fleet
+        self._edits = edits
+        self._folder = folder
+        self._clock = clock
+
+    @property
+    def keeper(self) -> fleet_start.Keeper:
+        return fleet_start.InDataFolder(self._folder, self._clock)
+
+    async def generations(self, stream: ports.Stream, retention_ms: int) -> Sequence[rules.RulesGeneration]:
+        """What was edited while no worker ran is stamped as a live edit is."""
+        await self.settle_rules(await stream.now_ms(), retention_ms)
+        return self._folder.generations
+
+    async def settle_rules(self, now_ms: int, retention_ms: int) -> None:
+        """now_ms: Kinesis' clock."""
+        reached_ms = max(self._clock.wall_ms(), now_ms)
+        generation = rule_edits.upcoming(self._folder.generations, self._fleet, reached_ms)
+        if generation is not None:
+            oldest_ms = now_ms - retention_ms if self._folder.generations else 0
+            await self._clock.in_thread(functools.partial(self._folder.append_generation, generation, oldest_ms))
+
+    def ownership(self, stream: ports.Stream) -> ports.Ownership:
+        return local_ownership.EveryShard(stream, self._fleet.namespace, self._fleet.name, self.name)
+
+    async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
+        await rule_edits.RuleEdits(around, self._folder, worker).follow(self._edits)
+
+
+class Controlled:
+    """As the control plane says."""
+
+    def __init__(self, plane: control_plane.ForWorkers, name: str, clock: ports.Clock) -> None:
+        self.name = name
+        self._plane = plane
+        self._clock = clock
+
+    @property
+    def keeper(self) -> fleet_start.Keeper:
+        return self._plane
+
+    async def generations(self, stream: ports.Stream, retention_ms: int) -> Sequence[rules.RulesGeneration]:
+        """Waits for the control plane to have stamped the first."""
+        return await anext(aiter(self._plane.follow_generations(self.name)))
+
+    def ownership(self, stream: ports.Stream) -> ports.Ownership:
+        return self._plane.ownership(self.name)
+
+    async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_rules(worker))
+            group.create_task(self._beat(worker, address))
+
+    async def _follow_rules(self, worker: supervisor.Supervisor) -> None:
+        async for generations in self._plane.follow_generations(self.name):
+            if generations[-1].generation > worker.generations[-1].generation:
+                worker.adopt(generations)
+                log.info(
+                    "rules generation %d holds from %d on", generations[-1].generation, generations[-1].effective_ms
+                )
+
+    async def _beat(self, worker: supervisor.Supervisor, address: str) -> None:
+        applied, beaten_at = worker.applied(), self._clock.monotonic()
+        while True:
+            now = self._clock.monotonic()
+            newest = worker.applied()
+            seconds = max(now - beaten_at, 1e-3)
+            load = {shard_id: (count - applied.get(shard_id, count)) / seconds for shard_id, count in newest.items()}
+            applied, beaten_at = newest, now
+            beat = control_plane.Heartbeat(
+                self.name, address, worker.can_take_partitions, self._clock.wall_ms(), os.getpid(), load
+            )
+            try:
+                await self._plane.heartbeat(beat)
+            except errors.ControlPlaneUnavailableError as error:
+                log.warning("the control plane can't be told that this worker lives: %s", error)
+            await self._clock.sleep(control_plane.HEARTBEAT_EVERY_S)
