@@ -219,8 +219,9 @@ class ClaimedTenure:
         return True
 
     async def _take(self, *, final: bool = False, ended: bool = False) -> None:
+        """A final one doesn't wait for other partitions': the next owner waits for it."""
         assert self._checkpointer is not None, "not open"
-        async with self._checkpoints.one_at_a_time:
+        async with contextlib.nullcontext() if final else self._checkpoints.one_at_a_time:
             await self._checkpointer.take(final=final, ended=ended)
         self._taken_at = self._around.clock.monotonic()
         if not final:
