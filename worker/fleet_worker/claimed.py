@@ -297,6 +297,9 @@ def unfit(state: commits.PartitionState, before: manifest.Manifest | None) -> st
         return ""
     if (state.epoch, state.nonce) != (before.epoch, before.nonce):
         return "another owner has claimed the partition since" if not is_empty else "it is empty"
-    if before.checkpoint is not None and state.position.key() < before.checkpoint.position.key():
+    newest = before.checkpoint
+    if newest is not None and (
+        state.commit_number < newest.commit_number or state.position.key() < newest.position.key()
+    ):
         return "it is behind the checkpoint"
     return ""

@@ -220,8 +220,15 @@ class Metrics:
             _phases={phase: self.partition_phase.labels(shard_id, phase) for phase in PHASES},
         )
 
+    def hand_over_partition(self, shard_id: str) -> None:
+        """Takes away what is true of a partition now, once another worker has it. What this worker did for it stays counted: sums over
+        workers would fall otherwise."""
+        for metric in self._by_shard:
+            if isinstance(metric, prometheus_client.Gauge):
+                metric.remove_by_labels({"shard": shard_id})
+
     def forget_partition(self, shard_id: str) -> None:
-        """Takes a partition's series away once this worker no longer has it, so that shards gone by don't pile up."""
+        """Takes all of a partition's series away once its shard is gone, so that shards gone by don't pile up."""
         for metric in self._by_shard:
             metric.remove_by_labels({"shard": shard_id})
 

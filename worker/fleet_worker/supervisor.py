@@ -162,7 +162,10 @@ class Supervisor:
             except errors.DataFolderError as error:
                 log.warning("partition %s: %s", shard_id, error)
             del self._held[shard_id]
-            self._around.metrics.forget_partition(shard_id)
+            if shard_id in self._known:
+                self._around.metrics.hand_over_partition(shard_id)
+            else:
+                self._around.metrics.forget_partition(shard_id)
             log.info("partition %s: it lives on elsewhere, its folder is removed", shard_id)
 
     def _is_done_with(self, held: holding.Holding) -> bool:
