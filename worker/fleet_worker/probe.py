@@ -34,7 +34,7 @@ async def check(objects: ports.ObjectStore, nonce: str, races: int = RACES) -> N
         await probe.one_at_a_time()
         for race in range(races):
             await probe.many_at_once(race)
-    except errors.ObjectStoreRefusedError:
+    except (errors.ObjectStoreRefusedError, errors.ObjectStoreUnavailableError):
         await probe.clean_up_as_far_as_possible()
         raise
     await probe.clean_up()
@@ -81,8 +81,11 @@ class _Probe:
 
     async def _race(self, key: str, put: Callable[[bytes], Awaitable[str]], condition: str) -> None:
         candidates = [f"{condition} writer {number}".encode() for number in range(WRITERS)]
-        won = await asyncio.gather(*(self._is_taken(put(data)) for data in candidates))
-        winners = [data for data, has_won in zip(candidates, won, strict=True) if has_won]
+        answers = await asyncio.gather(*(self._is_taken(put(data)) for data in candidates), return_exceptions=True)
+        for answer in answers:  # only now, when none is under way any more
+            if isinstance(answer, BaseException):
+                raise answer
+        winners = [data for data, has_won in zip(candidates, answers, strict=True) if has_won]
         found = await self._objects.get(key)
         if len(winners) > 1:
             raise _refused(
@@ -128,7 +131,7 @@ class _Probe:
         try:
             await self.clean_up()
         except (errors.ObjectStoreRefusedError, errors.ObjectStoreUnavailableError):
-            return  # what it is refused for is told already
+            return  # what is wrong is told already
 
 
 def _refused(what: str) -> errors.ObjectStoreRefusedError:
