@@ -2,7 +2,7 @@
 
 The pipeline counts per batch, never per record: a partition's children are bound once (`Metrics.partition`) and a batch costs
 one `inc` of each. Gauges that follow from a partition's state are set when somebody scrapes (`api/scrape.py`), not while
-records flow. Labels are bounded: shard, trigger, reason, target, phase, a Kinesis call and its trouble; never a device. The registry is the worker's own, so
+records flow. Labels are bounded: shard, trigger, reason, target, phase, kind of file, a Kinesis call and its trouble; never a device. The registry is the worker's own, so
 that several workers fit into one process and a test sees only its own numbers.
 
 `python -m fleet_worker.metrics` prints the reference page, docs/reference/metrics.md.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import prometheus_client
 
-from fleet_model import rules
+from fleet_model import manifest, rules
 from fleet_worker.adapters import kinesis_api
 from fleet_worker.core import effects, lifecycle, records
 
@@ -28,6 +28,7 @@ BATCH_BUCKETS = (1, 10, 30, 100, 300, 1_000, 2_000, 4_000, 7_000, 10_000)
 DISK_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LATENCY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1, 1.25, 1.5, 2, 3, 5, 7.5, 10)
 """Fine where the promises are (half of the alerts within 0.7 s, 99 of 100 within 1.5 s)."""
+CHECKPOINT_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
 STALL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -80,6 +81,26 @@ class PartitionMetrics:
             raise ValueError(f"phase {phase!r}: not one of {', '.join(PHASES)}")
         for name, gauge in self._phases.items():
             gauge.set(name == phase)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckpointMetrics:
+    """One shard's checkpoints."""
+
+    failures: prometheus_client.Counter
+    _seconds: prometheus_client.Histogram
+    _shard_id: str
+    _time: prometheus_client.Gauge
+    _bytes: dict[manifest.Kind, prometheus_client.Counter]
+    _rows: dict[manifest.Kind, prometheus_client.Counter]
+
+    def taken(self, time_ms: int, took_s: float, written: Sequence[manifest.Part]) -> None:
+        """Counts a confirmed one. written: its new files."""
+        self._seconds.observe(took_s)
+        self._time.labels(self._shard_id).set(time_ms / 1000)  # not before: it would say 1970
+        for part in written:
+            self._bytes[part.kind].inc(part.size)
+            self._rows[part.kind].inc(part.rows)
 
 
 class Metrics:
@@ -171,6 +192,33 @@ class Metrics:
             ("shard",),
         )
 
+        # Checkpoints
+        self.checkpoint_time = self._gauge(
+            "checkpoint_time_seconds",
+            "When the snapshot of the newest confirmed checkpoint was taken, as Unix time; its age is time() minus this. Older than two intervals: checkpoints fail, and a lost disk costs more replay.",
+            ("shard",),
+        )
+        self.checkpoint = self._histogram(
+            "checkpoint_seconds",
+            "Time of one checkpoint from its snapshot to its confirmation, rests included.",
+            CHECKPOINT_BUCKETS,
+        )
+        self.checkpoint_bytes = self._counter(
+            "checkpoint_bytes",
+            "Bytes of the files of confirmed checkpoints, by kind of file.",
+            ("shard", "kind"),
+        )
+        self.checkpoint_rows = self._counter(
+            "checkpoint_rows",
+            "Rows of the files of confirmed checkpoints: twins, effects or dead letters, by kind of file.",
+            ("shard", "kind"),
+        )
+        self.checkpoint_failures = self._counter(
+            "checkpoint_failures",
+            "Checkpoints that could not be taken or confirmed; the next one is tried at the next interval.",
+            ("shard",),
+        )
+
         # Partitions, rules, process
         self.partition_phase = self._gauge(
             "partition_phase", "1 for the phase that the partition is in, 0 for the others.", ("shard", "phase")
@@ -227,6 +275,17 @@ class Metrics:
             if isinstance(metric, prometheus_client.Gauge):
                 metric.remove_by_labels({"shard": shard_id})
 
+    def checkpoints(self, shard_id: str) -> CheckpointMetrics:
+        """The shard's children for checkpoints. Asking again gives the same counts."""
+        return CheckpointMetrics(
+            failures=self.checkpoint_failures.labels(shard_id),
+            _seconds=self.checkpoint,
+            _shard_id=shard_id,
+            _time=self.checkpoint_time,
+            _bytes={kind: self.checkpoint_bytes.labels(shard_id, kind.value) for kind in manifest.Kind},
+            _rows={kind: self.checkpoint_rows.labels(shard_id, kind.value) for kind in manifest.Kind},
+        )
+
     def forget_partition(self, shard_id: str) -> None:
         """Takes all of a partition's series away once its shard is gone, so that shards gone by don't pile up."""
         for metric in self._by_shard:
@@ -271,7 +330,7 @@ def reference_page() -> str:
         "",
         "What a worker tells at `/metrics`, in Prometheus' text format or OpenMetrics. This page is printed by",
         "`python -m fleet_worker.metrics`; write a change there, not here. Values of labels are bounded (shards of the worker,",
-        "triggers, reasons, targets, phases, Kinesis' calls and troubles); no metric carries a device. Beside these stand Prometheus' usual `process_…` metrics.",
+        "triggers, reasons, targets, phases, kinds of files, Kinesis' calls and troubles); no metric carries a device. Beside these stand Prometheus' usual `process_…` metrics.",
         "",
         "| metric | type | labels | what it tells |",
         "| --- | --- | --- | --- |",
@@ -292,7 +351,8 @@ def reference_page() -> str:
         "`reason` is " + ", ".join(f"`{reason.value}`" for reason in records.Reason) + ";",
         "`operation` is a Kinesis call's name; `trouble` is "
         + ", ".join(f"`{trouble.value}`" for trouble in kinesis_api.Trouble)
-        + ".",
+        + ";",
+        "`kind` is " + ", ".join(f"`{kind.value}`" for kind in manifest.Kind) + ".",
     ]
     return "\n".join(lines) + "\n"
 
