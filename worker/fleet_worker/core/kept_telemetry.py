@@ -54,7 +54,7 @@ class KeptTelemetry(Sequence[bytes | None]):
     def __getitem__(self, row: int) -> bytes | None: ...
     @overload
     def __getitem__(self, row: slice) -> KeptTelemetry: ...
-    def __getitem__(self, row: int | slice) -> bytes | None | KeptTelemetry:
+    def __getitem__(self, row: int | slice) -> bytes | KeptTelemetry | None:
         if isinstance(row, slice):
             return KeptTelemetry(self.device_ids[row], self.forms[row], self.rests[row])
         form = int(self.forms[row])
