@@ -1,0 +1,229 @@
+"""Partitions between workers: claimed, moved, taken over, taken back, warm or cold."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fleet_model import twin_partition
+from fleet_worker.adapters import memory_kinesis, memory_objects, memory_store
+from tests.support import crew, piped, supervised, virtual_time
+from tests.support.crew import FIRST, SECOND, Crew
+
+Phase = twin_partition.Phase
+DEVICE = supervised.device_of(upper_half=False)
+LOWER_CHILD, UPPER_CHILD = "shardId-000000000002", "shardId-000000000003"
+
+
+def in_a_crew(body: Callable[[Crew], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with crew.assembled() as fleet:
+            await body(fleet)
+
+    virtual_time.run(main())
+
+
+async def heard(fleet: Crew, worker: str, temperature: float = 33.0) -> None:
+    """DEVICE, of the first shard, has a twin with one more sample at that worker."""
+    before = fleet.workers[worker].twin(DEVICE)
+    count = 0 if before is None else int(before["samples"])
+    fleet.kinesis.put(piped.TELEMETRY, *piped.sample(DEVICE, temperature))
+    await fleet.until(lambda: (row := fleet.workers[worker].twin(DEVICE)) is not None and int(row["samples"]) > count)
+
+
+async def owned(fleet: Crew, worker: str = "worker-0") -> None:
+    await fleet.start(worker)
+    await fleet.assign(FIRST, worker)
+    await fleet.is_running(FIRST, worker)
+
+
+def test_a_named_worker_claims_and_runs_and_checkpoints() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        await fleet.until(lambda: f"{FIRST}/manifest.json" in fleet.bucket.contents())
+        await fleet.clock.sleep(3 * crew.INTERVAL_S)
+        await fleet.assign(SECOND, "worker-0")
+        await fleet.is_running(SECOND, "worker-0")
+        status = fleet.status(FIRST)
+        assert (status.epoch, bool(status.nonce)) == (1, True)
+        assert any(name.startswith(f"{FIRST}/base") for name in fleet.bucket.contents())
+
+    in_a_crew(body)
+
+
+def test_a_planned_move_hands_over_everything() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await fleet.start("worker-1")
+        await heard(fleet, "worker-0", 70.0)
+        await heard(fleet, "worker-0", 71.0)
+        await fleet.assign(FIRST, "worker-1")
+        await fleet.is_running(FIRST, "worker-1")
+        assert fleet.workers["worker-0"].twin(DEVICE) is None
+        assert int(fleet.workers["worker-1"].twin(DEVICE)["samples"]) == 2
+        await heard(fleet, "worker-1", 72.0)
+        await fleet.until(lambda: len(fleet.kinesis.records_of(piped.ALERTS)) == 1)
+        await fleet.until(lambda: FIRST not in fleet.disks["worker-0"].shards())
+
+    in_a_crew(body)
+
+
+def test_a_warm_standby_takes_over_from_a_dead_owner() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await fleet.start("worker-1")
+        await fleet.change(FIRST, standby=("worker-1",))
+        await heard(fleet, "worker-0")
+        await fleet.until(lambda: any(entry.warm for entry in fleet.status(FIRST).standby))
+        await fleet.kill("worker-0")
+        began = fleet.clock.monotonic()
+        await fleet.assign(FIRST, "worker-1", takeover=True, standby=())
+        await fleet.is_running(FIRST, "worker-1")
+        await fleet.until(lambda: fleet.workers["worker-1"].twin(DEVICE) is not None)
+        assert fleet.clock.monotonic() - began < 3.0
+        assert fleet.status(FIRST).standby == ()
+
+    in_a_crew(body)
+
+
+def test_without_a_release_or_a_grant_nobody_else_gets_it() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await fleet.start("worker-1")
+        await fleet.kill("worker-0")
+        await fleet.assign(FIRST, "worker-1")
+        await fleet.clock.sleep(120.0)
+        status = fleet.status(FIRST)
+        assert (status.worker, status.manifest_epoch) == ("worker-0", 1)
+        await fleet.assign(FIRST, "worker-1", takeover=True)
+        await fleet.is_running(FIRST, "worker-1")
+
+    in_a_crew(body)
+
+
+def test_a_restart_on_the_same_disk_goes_on_from_its_last_commit() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        await fleet.clock.sleep(10.0)
+        await fleet.kill("worker-0")
+        await fleet.start("worker-0")
+        await fleet.until(lambda: fleet.workers["worker-0"].twin(DEVICE) is not None)
+        reads = [name for name in fleet.bucket.contents() if "base" in name]
+        assert reads == [], "no checkpoint was there to restore from"
+
+    in_a_crew(body)
+
+
+def test_a_lost_disk_is_restored_from_the_checkpoint_and_the_stream() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        await fleet.clock.sleep(2 * crew.INTERVAL_S)
+        await heard(fleet, "worker-0")
+        await fleet.kill("worker-0", memory_store.Survivor.NOTHING)
+        fleet.disks["worker-0"].lose()
+        await fleet.start("worker-0")
+        await fleet.until(
+            lambda: (row := fleet.workers["worker-0"].twin(DEVICE)) is not None and int(row["samples"]) == 2
+        )
+
+    in_a_crew(body)
+
+
+def test_a_zombie_is_fenced_and_says_nothing_more() -> None:
+    """It can't reach the control plane, so it doesn't hear that another one was named."""
+
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0", 70.0)
+        await fleet.start("worker-1")
+        fleet.control.cut("worker-0")
+        await fleet.assign(FIRST, "worker-1", takeover=True)
+        await fleet.is_running(FIRST, "worker-1")
+        await fleet.until(lambda: not fleet.workers["worker-0"].supervisor.partitions(), 3 * crew.INTERVAL_S)
+        assert (
+            "has claimed it"
+            in "".join(
+                entry.message for entry in fleet.workers["worker-0"].supervisor.elsewhere() if entry.shard_id == FIRST
+            )
+            or fleet.status(FIRST).worker == "worker-1"
+        )
+        fleet.control.mend("worker-0")
+        await fleet.clock.sleep(30.0)
+        assert fleet.status(FIRST).worker == "worker-1"
+
+    in_a_crew(body)
+
+
+def test_a_move_that_cannot_be_finished_is_taken_back_and_goes_on_here() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        away = memory_objects.Fault(failure=memory_objects.UNAVAILABLE)
+        fleet.plans["worker-0"] = lambda call: away
+        await fleet.assign(FIRST, "worker-1")
+        await fleet.until(lambda: fleet.status(FIRST).phase is Phase.DRAINING)
+        await fleet.clock.sleep(30.0)
+        assert fleet.status(FIRST).phase is Phase.DRAINING
+        await fleet.assign(FIRST, "worker-0", takeover=True)
+        await fleet.until(lambda: fleet.status(FIRST).phase is Phase.RUNNING)
+        await heard(fleet, "worker-0")
+        del fleet.plans["worker-0"]
+        await fleet.until(lambda: fleet.status(FIRST).epoch == 3)
+
+    in_a_crew(body)
+
+
+def test_children_on_other_workers_wait_for_their_parents_final_checkpoint() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        await fleet.start("worker-1")
+        fleet.kinesis.split_shard(piped.TELEMETRY, FIRST)
+        for child in (LOWER_CHILD, UPPER_CHILD):
+            await fleet.assign(child, "worker-1")
+        for child in (LOWER_CHILD, UPPER_CHILD):
+            await fleet.is_running(child, "worker-1")
+        assert fleet.status(FIRST).phase is Phase.CLOSED
+        assert int(fleet.workers["worker-1"].twin(DEVICE)["samples"]) == 1
+        await fleet.until(lambda: FIRST not in fleet.disks["worker-0"].shards())
+
+    in_a_crew(body)
+
+
+def test_effects_wait_while_nobody_can_tell_whether_it_is_still_ours() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        away = memory_objects.Fault(failure=memory_objects.UNAVAILABLE)
+        fleet.plans["worker-0"] = lambda call: away
+        fleet.control.cut("worker-0")
+        await fleet.clock.sleep(2 * crew.INTERVAL_S + 30.0)
+        for sent in piped.spike(DEVICE):
+            fleet.kinesis.put(piped.TELEMETRY, *sent)
+        await fleet.clock.sleep(60.0)
+        assert fleet.kinesis.records_of(piped.ALERTS) == []
+        fleet.control.mend("worker-0")
+        await fleet.until(lambda: len(fleet.kinesis.records_of(piped.ALERTS)) == 1, 60.0)
+
+    in_a_crew(body)
+
+
+def test_the_way_out_of_a_position_that_the_stream_no_longer_holds() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        await fleet.clock.sleep(2 * crew.INTERVAL_S)
+        await fleet.workers.pop("worker-0").end()
+        await fleet.clock.sleep(memory_kinesis.RETENTION_MS / 1000 + 3_600)
+        await fleet.start("worker-0")
+        await fleet.until(lambda: fleet.status(FIRST).phase is Phase.FAILED)
+        assert "skipToTime" in fleet.status(FIRST).message
+        await fleet.change(FIRST, skip_to_ms=fleet.clock.wall_ms() - 60_000)
+        await fleet.is_running(FIRST, "worker-0")
+        await heard(fleet, "worker-0")
+        row = fleet.workers["worker-0"].twin(DEVICE)
+        assert int(row["samples"]) == 2
+        assert fleet.kinesis.records_of(piped.ALERTS) == []
+
+    in_a_crew(body)
