@@ -16,6 +16,7 @@ COMMANDS = {
     "twin": ("twin", "Look at twins: get one, list many."),
     "alerts": ("alerts", "List the alerts that are open."),
     "status": ("status", "Show what a worker does: partitions, lag, rules."),
+    "partitions": ("partitions", "Show who has which partition, when several workers share a fleet."),
     "bench": ("bench", "Measure the engine and the worker."),
 }
 """Command → (module, one line of help). A module `fleet_cli.X` holds a click command named `command`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 
@@ -27,6 +28,14 @@ from fleet_cli import console
     metavar="DIR",
     help="This worker's folder: twins, position, rules generations. Made when missing.",
 )
+@click.option(
+    "--control",
+    "control_folder",
+    type=click.Path(path_type=pathlib.Path, file_okay=False),
+    metavar="DIR",
+    help="Share the fleet with other workers: the folder in which its control loop says who owns what.",
+)
+@click.option("--name", metavar="NAME", help="Of this worker, with --control: its own, and the same at every start.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the HTTP API.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 = a free one.")
 @click.option(
@@ -36,8 +45,18 @@ from fleet_cli import console
     show_default=True,
     help="What is logged to standard error.",
 )
-def command(fleet_path: pathlib.Path, data_folder: pathlib.Path, host: str, port: int, log_level: str) -> None:
+def command(
+    fleet_path: pathlib.Path,
+    data_folder: pathlib.Path,
+    control_folder: pathlib.Path | None,
+    name: str | None,
+    host: str,
+    port: int,
+    log_level: str,
+) -> None:
     """Run a worker that owns every shard of the fleet's telemetry stream, and shards that appear later.
+
+    With --control and --name it owns what the control loop gives it instead: `fleet-twin demo --workers N` shows that.
 
     It keeps twins in DIR, sends alerts and commands, and answers at http://HOST:PORT/v1/twins. Ctrl-C or SIGTERM
     ends it after a last commit; started again on the same DIR it goes on where it was. AWS credentials come from the
@@ -51,7 +70,15 @@ def command(fleet_path: pathlib.Path, data_folder: pathlib.Path, host: str, port
     """
     from fleet_cli import logs, loop
     from fleet_worker import main
+    from fleet_worker.adapters import control_files
 
+    if (control_folder is None) != (name is None):
+        raise click.UsageError("--control and --name go together: the control loop knows each worker by its name.")
+    if name is not None and not control_files.is_name(name):
+        raise click.BadParameter("letters, digits, dashes, underscores and dots, such as worker-0", param_hint="--name")
     logs.configure(log_level)
+    options = main.Options(fleet_path, data_folder, host, port)
+    if control_folder is not None and name is not None:
+        options = dataclasses.replace(options, control_folder=control_folder, name=name)
     with console.told_plainly():
-        sys.exit(loop.run(main.run(main.Options(fleet_path, data_folder, host, port))))
+        sys.exit(loop.run(main.run(options)))
