@@ -46,6 +46,17 @@ class Checkpoints:
     new_nonce: Callable[[], str]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a tenure sees of the world around it. worker: the name to claim by. wanted: a partition's object as last seen. ask: this
+    partition's status as the control plane has it now. is_behind: whether the worker is catching up, so that checkpoints have to be slow."""
+
+    worker: str
+    wanted: Callable[[str], twin_partition.TwinPartition | None]
+    ask: Callable[[], Coroutine[Any, Any, twin_partition.Status]]
+    is_behind: Callable[[], bool]
+
+
 class ClaimedTenure:
     """tenure.Tenure."""
 
@@ -56,19 +67,15 @@ class ClaimedTenure:
         around: surroundings.Surroundings,
         checkpoints: Checkpoints,
         place: environments.Place,
-        worker: str,
         settled: partition.Start,
-        wanted: Callable[[str], twin_partition.TwinPartition | None],
-        ask: Callable[[], Coroutine[Any, Any, twin_partition.Status]],
+        outlook: Outlook,
     ) -> None:
-        """wanted: a partition's object as last seen. ask: this partition's status as the control plane has it now."""
         self._around = around
         self._checkpoints = checkpoints
         self._place = place
-        self._worker = worker
         self._settled = settled
-        self._wanted = wanted
-        self._ask = ask
+        self._outlook = outlook
+        self._asking: custody.Custody | None = None
         self._spec: twin_partition.Spec | None = None
         self._parents: list[manifest.Manifest] = []
         self._before: manifest.Manifest | None = None
@@ -100,12 +107,12 @@ class ClaimedTenure:
     async def waits_for(self) -> str:
         shard_id = self._place.identity.shard_id
         own = await self._checkpoints.manifests.read(shard_id)
-        wanted = self._wanted(shard_id)
+        wanted = self._outlook.wanted(shard_id)
         if (own is not None and own[0].checkpoint is not None) or wanted is None:
             return ""
         self._parents = []
         for parent in wanted.spec.parents:
-            known = self._wanted(parent)
+            known = self._outlook.wanted(parent)
             if known is not None and known.status.phase is not twin_partition.Phase.CLOSED:
                 return f"waits for its parent {parent}"
             found = await self._checkpoints.manifests.read(parent)
@@ -123,18 +130,19 @@ class ClaimedTenure:
         return ""
 
     async def claim(self, spec: twin_partition.Spec) -> None:
-        identity, clock = self._place.identity, self._around.clock
-        mine = custody.Custody(
-            self._checkpoints.manifests,
-            identity,
-            spec.parents,
-            self._worker,
-            self._checkpoints.new_nonce(),
-            clock,
-            2 * self._checkpoints.interval_s,
-        )
-        self._before = await mine.claim(spec.epoch, spec.takeover)
-        self._custody, self._spec = mine, spec
+        """Again by the same custody when the last try's answer didn't come: it may have been carried out."""
+        if self._asking is None:
+            self._asking = custody.Custody(
+                self._checkpoints.manifests,
+                self._place.identity,
+                spec.parents,
+                self._outlook.worker,
+                self._checkpoints.new_nonce(),
+                self._around.clock,
+                2 * self._checkpoints.interval_s,
+            )
+        self._before = await self._asking.claim(spec.epoch, spec.takeover)
+        self._custody, self._spec = self._asking, spec
 
     # ── the environment ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,7 +163,13 @@ class ClaimedTenure:
         )
         await self._in_thread(store.commit, commits.Commit(state, commits.no_rows(), [], [], [], [], [], []))
         self._checkpointer = checkpointing.Checkpointer(
-            self._checkpoints.objects, store, self._custody, self._around.clock, self._around.metrics
+            self._checkpoints.objects,
+            store,
+            self._custody,
+            self._around.clock,
+            self._around.metrics,
+            checkpointing.Pace(self._outlook.is_behind),
+            continues=self._before.checkpoint if self._before is not None else None,
         )
         return store
 
@@ -234,6 +248,9 @@ class ClaimedTenure:
             async with self._verifying:
                 if self._custody.may_publish(clock.monotonic()):
                     return
+                if self.is_released:  # taken back, but the manifest doesn't say so yet
+                    await clock.sleep(VERIFY_AGAIN_S)
+                    continue
                 try:
                     await self._verify()
                 except (errors.ObjectStoreUnavailableError, errors.ControlPlaneUnavailableError) as error:
@@ -251,7 +268,7 @@ class ClaimedTenure:
             await self._custody.verify()
         except errors.ObjectStoreUnavailableError:
             asked_at_s = self._around.clock.monotonic()
-            if not self._custody.seen_in_control_plane(await self._ask(), asked_at_s):
+            if not self._custody.seen_in_control_plane(await self._outlook.ask(), asked_at_s):
                 raise
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -295,7 +312,7 @@ def unfit(state: commits.PartitionState, before: manifest.Manifest | None) -> st
         return "" if is_empty or not state.nonce else "there is no manifest, and it was claimed under one"
     if before.checkpoint is None and is_empty:
         return ""
-    if (state.epoch, state.nonce) != (before.epoch, before.nonce):
+    if state.nonce != before.nonce:
         return "another owner has claimed the partition since" if not is_empty else "it is empty"
     newest = before.checkpoint
     if newest is not None and (

@@ -246,6 +246,8 @@ class Holding:
                 self.refused_epoch = refused.manifest_epoch
                 self.life.tell(str(refused))
                 self._crew.tell(self.shard_id)
+            except errors.ObjectStoreUnavailableError as error:
+                self.life.tell(f"can't be claimed: {error}")
             else:
                 return True
             await self.news()

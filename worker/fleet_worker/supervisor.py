@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from fleet_model import hashing, partition, rules, twin_partition
-from fleet_worker import claimed, environments, errors, holding, ports, reporting, surroundings, tenure
+from fleet_worker import claimed, environments, errors, holding, ports, reading, reporting, surroundings, tenure
 from fleet_worker.api import directory
 
 log = logging.getLogger(__name__)
@@ -208,12 +208,15 @@ class Supervisor:
         async def ask() -> twin_partition.Status:
             return await local.ownership.report(held.shard_id, lambda status: status)
 
-        return claimed.ClaimedTenure(
-            self._around, local.checkpoints, place, local.name, local.start, self._known_one, ask
-        )
+        outlook = claimed.Outlook(local.name, self._known_one, ask, self._is_behind)
+        return claimed.ClaimedTenure(self._around, local.checkpoints, place, local.start, outlook)
 
     def _known_one(self, shard_id: str) -> twin_partition.TwinPartition | None:
         return self._known.get(shard_id)
+
+    def _is_behind(self) -> bool:
+        lags_ms = [held.pipeline.lag_ms for held in self._held.values() if held.pipeline is not None]
+        return any(lag_ms is None or lag_ms > reading.CAUGHT_UP_MS for lag_ms in lags_ms)
 
     def _parents(self, held: holding.Holding) -> list[tuple[partition.PartitionIdentity, bool]]:
         """Without checkpoints. A parent that neither the stream nor the disk knows counts as absent."""
