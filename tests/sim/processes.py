@@ -74,6 +74,12 @@ def running() -> Process | None:
     return _RUNNING.get()
 
 
+def as_running() -> Callable[[Callable[[], Answer]], Answer]:
+    """Runs a function later as if the process that runs now still did."""
+    context = contextvars.copy_context()
+    return lambda function: context.copy().run(function)
+
+
 def check_alive() -> None:
     """To be called by whatever a process uses of the world. When a run is over, what is left of a killed process ends by it."""
     process = _RUNNING.get()

@@ -127,6 +127,13 @@ class MemoryKinesis:
         """Every retained record of a stream, shard by shard, each shard in its order."""
         return [record for shard in self._streams[name].shards.values() for record in shard.records]
 
+    def shards(self, name: str) -> list[memory_stream.Shard]:
+        """Every listed shard of a stream, parents before their children."""
+        return list(self._streams[name].shards.values())
+
+    def shard(self, name: str, shard_id: str) -> memory_stream.Shard:
+        return self._streams[name].shards[shard_id]
+
     def now_ms(self) -> int:
         """Kinesis' clock."""
         return self._clock.wall_ms() + self.clock_offset_ms
