@@ -166,14 +166,16 @@ class Custody:
                     if found.epoch == epoch and not found.final:
                         self._keep_claim(found, etag, asked_at_s)
                         return before
-                elif self._tried_over is not None and self._tried_over.lost_to(found, epoch):
+                elif self._tried_over is not None and self._tried_over.lost_to(found):
                     raise self._fence(found)
                 reason = refusal(found, asked)
                 if reason is not None:
                     raise errors.ClaimRefusedError(reason, 0 if found is None else found.epoch)
                 wanted = self._claiming(found, epoch)
-                if self._tried_over is None or self.is_claimed or found is None or found.nonce != self.nonce:
-                    self._tried_over = _Attempt(found)
+                if self._tried_over is None:
+                    self._tried_over = _Attempt(found, epoch)
+                elif self.is_claimed or found is None or found.nonce != self.nonce:
+                    self._tried_over = self._tried_over.then(found, epoch)
                 new_etag = await self._try(wanted, etag)
                 if new_etag is not None:
                     self._keep_claim(wanted, new_etag, asked_at_s)
@@ -340,16 +342,23 @@ class Custody:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Attempt:
-    """A claim that was sent. before: what it was to replace."""
+    """A claim that was sent and may have been carried out, or may yet be. before: what it was to replace. epoch: the lowest of those
+    that were sent over it."""
 
     before: fleet_manifest.Manifest | None
+    epoch: int
 
-    def lost_to(self, found: fleet_manifest.Manifest | None, epoch: int) -> bool:
-        """Whether someone else has claimed since, at this epoch or above."""
+    def lost_to(self, found: fleet_manifest.Manifest | None) -> bool:
+        """Whether it may have been carried out, and someone else has claimed since. One at a lower epoch can't have claimed over
+        it, so then it never was, and never will be."""
         if found is None:
             return False
         is_as_before = self.before is not None and self.before.nonce == found.nonce
-        return not is_as_before and found.epoch >= epoch
+        return not is_as_before and found.epoch >= self.epoch
+
+    def then(self, before: fleet_manifest.Manifest | None, epoch: int) -> _Attempt:
+        """Another one was sent."""
+        return _Attempt(before, min(epoch, self.epoch) if before == self.before else epoch)
 
 
 class Watch:
