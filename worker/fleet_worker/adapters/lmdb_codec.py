@@ -129,10 +129,10 @@ def twin_values(
 
 def split_values(values: Sequence[bytes]) -> tuple[NDArray[np.void], dict[int, bytes], NDArray[np.uint8]]:
     """Rows (writable), extras and markers of n stored values."""
-    joined = b"".join([value[:FIXED_BYTES] for value in values])
-    if len(joined) != len(values) * FIXED_BYTES:
+    lengths = _lengths(values)
+    if (lengths < FIXED_BYTES).any():
         raise CodecError(f"among {len(values)} twins one has less than {FIXED_BYTES} bytes")
-    fixed = np.frombuffer(joined, dtype=np.uint8).reshape(len(values), FIXED_BYTES)
+    fixed = _beginnings(values, FIXED_BYTES)
     row_bytes = np.zeros((len(values), ROW_BYTES), dtype=np.uint8)
     for run, place in COMMON_PLACES:
         row_bytes[:, run] = fixed[:, place]
@@ -140,7 +140,7 @@ def split_values(values: Sequence[bytes]) -> tuple[NDArray[np.void], dict[int, b
     if (markers > MARKER_BITS).any():
         raise CodecError(f"among {len(values)} twins one has an unknown marker")
     starts = _telemetry_starts(markers)
-    if (_lengths(values) < starts).any():
+    if (lengths < starts).any():
         raise CodecError(f"among {len(values)} twins one is cut off")
     for index in np.flatnonzero(markers & HAS_RARE).tolist():
         rare = np.frombuffer(values[index], dtype=np.uint8, count=RARE_BYTES, offset=FIXED_BYTES)
@@ -184,11 +184,12 @@ def twin_rows(
     keys = [pair[0] for pair in pairs]
     values = [pair[1] for pair in pairs]
     rows, extras, markers = split_values(values)
-    digests = np.frombuffer(bytearray().join([key[:DIGEST_BYTES] for key in keys]), dtype=DIGEST_VOID)
-    device_ids = ids.IdColumn.of_encoded([key[DIGEST_BYTES:] for key in keys])
-    telemetry: Sequence[bytes | None] = [None] * len(keys)
-    if with_telemetry:
-        telemetry = kept_telemetry.KeptTelemetry(device_ids, *_split_telemetry(values, markers))
+    digests = _beginnings(keys, DIGEST_BYTES).view(DIGEST_VOID).ravel()
+    names = [key[DIGEST_BYTES:] for key in keys]
+    if not with_telemetry:
+        return commits.TwinRows(digests, ids.IdColumn.of_encoded(names), rows, extras, [None] * len(keys))
+    device_ids = ids.EncodedIds(names)
+    telemetry = kept_telemetry.KeptTelemetry(device_ids, *_split_telemetry(values, markers))
     return commits.TwinRows(digests, device_ids, rows, extras, telemetry)
 
 
@@ -198,6 +199,11 @@ def _changed(pairs: Sequence[tuple[bytes, bytes]], changed_after: int) -> Sequen
         raise CodecError(f"among {len(pairs)} twins one is cut off")
     numbers = np.frombuffer(joined, dtype=twins.TWIN_DTYPE["commit"])
     return [pairs[index] for index in np.flatnonzero(numbers > changed_after).tolist()]
+
+
+def _beginnings(parts: Sequence[bytes], size: int) -> NDArray[np.uint8]:
+    """(n, size) the first bytes of each; none is shorter."""
+    return np.array(parts, dtype=f"S{size}").view(np.uint8).reshape(len(parts), size)
 
 
 def _lengths(parts: Sequence[bytes]) -> NDArray[np.int64]:

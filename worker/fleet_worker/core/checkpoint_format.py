@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleet_model import manifest
 from fleet_worker import errors
-from fleet_worker.core import checkpoint_columns, commits, effects, records, twin_rows, twins
+from fleet_worker.core import checkpoint_columns, commits, effects, records, twins
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,8 +79,8 @@ class TwinsWriter:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._group_rows = BASE_GROUP_ROWS if contents.kind is manifest.Kind.BASE else DELTA_GROUP_ROWS
-        self._waiting: list[commits.TwinRows] = []
-        self._waiting_rows = 0
+        self._waiting = checkpoint_columns.TableMaker()
+        self._ends: list[bytes] = []  # the first and the last digest of those that wait
         self._sink = io.BytesIO()
         self._writer: Any = None
         self._groups: list[manifest.RowGroup] = []
@@ -96,10 +96,10 @@ class TwinsWriter:
         count = len(rows.device_ids)
         if not count:
             return
-        self._waiting.append(rows)
-        self._waiting_rows += count
+        self._waiting.add(rows)
+        self._ends = [*self._ends[:1], *(rows.digests[at].tobytes() for at in (0, -1))]
         self.rows += count
-        if self._waiting_rows >= self._group_rows:
+        if self._waiting.rows >= self._group_rows:
             self._write_group()
 
     def finish(self, name: str) -> File:
@@ -107,7 +107,7 @@ class TwinsWriter:
         import pyarrow.parquet as pq
 
         assert self.rows, "a file without twins isn't written"
-        if self._waiting_rows:
+        if self._waiting.rows:
             self._write_group()
         self._writer.close()
         data = self._sink.getvalue()
@@ -129,24 +129,16 @@ class TwinsWriter:
         return File(data, part)
 
     def _write_group(self) -> None:
-        rows = twin_rows.concatenated(self._waiting)
-        self._waiting, self._waiting_rows = [], 0
-        table = checkpoint_columns.encode(rows)
+        table = self._waiting.table()
+        first, last = self._ends[0], self._ends[-1]
+        self._waiting, self._ends = checkpoint_columns.TableMaker(), []
         if self._writer is None:
             self._writer = _writer(self._sink, table, self._contents)
         start = max(self._sink.tell(), len(MARK))
-        self._writer.write_table(table, row_group_size=len(rows.device_ids))
+        self._writer.write_table(table, row_group_size=len(table))
         stop = self._sink.tell()
-        self._groups.append(
-            manifest.RowGroup(
-                first=rows.digests[0].tobytes().hex(),
-                last=rows.digests[-1].tobytes().hex(),
-                rows=len(rows.device_ids),
-                start=start,
-                stop=stop,
-                sha256=sha256(self._sink.getbuffer()[start:stop]),
-            )
-        )
+        checksum = sha256(self._sink.getbuffer()[start:stop])
+        self._groups.append(manifest.RowGroup(first.hex(), last.hex(), len(table), start, stop, checksum))
 
 
 class TwinsReader:
@@ -196,13 +188,13 @@ def _writer(sink: io.BytesIO, table: pa.Table, contents: Contents) -> Any:
     """A Parquet writer for files of that kind, each column encoded by what the first rows hold."""
     import pyarrow.parquet as pq
 
+    # Texts that are hardly ever the same twice; and details of rules: mostly nothing, and their numbers are kept bit by bit.
+    plain = {"device_id", "location", "telemetry", "exact", *(name for name, _, _ in checkpoint_columns.EXTRA_COLUMNS)}
     repeating, encodings = [], {}
     sample = table.slice(0, SAMPLE_ROWS)
     for name in table.column_names:
         kind = str(table.schema.field(name).type)
-        if name in ("device_id", "location", "telemetry", "exact") or name.startswith(checkpoint_columns.RULES):
-            continue  # details of rules: mostly nothing, and their numbers are kept bit by bit
-        if kind == "bool":
+        if kind == "bool" or name in plain:
             continue
         if len(sample[name].unique()) < FEW * len(sample):
             repeating.append(name)

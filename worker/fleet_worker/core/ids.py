@@ -52,7 +52,7 @@ class IdColumn(Sequence[str]):
     def of(cls, device_ids: Sequence[str]) -> IdColumn:
         if isinstance(device_ids, IdColumn):
             return device_ids
-        return cls.of_encoded(list(map(str.encode, device_ids)))
+        return cls.of_encoded(encoded(device_ids))
 
     @classmethod
     def of_encoded(cls, texts: list[bytes]) -> IdColumn:
@@ -146,6 +146,31 @@ class IdColumn(Sequence[str]):
             mixed *= _MULTIPLIERS[index]
             mixed ^= mixed >> _SHIFT
         return mixed
+
+
+class EncodedIds(Sequence[str]):
+    """n device ids as they are stored, for what only passes them on: nothing is decoded until somebody asks. texts: UTF-8."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, texts: list[bytes]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> EncodedIds: ...
+    def __getitem__(self, row: int | slice) -> str | EncodedIds:
+        return EncodedIds(self.texts[row]) if isinstance(row, slice) else self.texts[row].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return map(bytes.decode, self.texts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 class SlotIndex:
@@ -283,4 +308,6 @@ class SlotIndex:
 
 def encoded(device_ids: Iterable[str]) -> list[bytes]:
     """UTF-8 bytes of ids in whatever form."""
-    return device_ids.encoded() if isinstance(device_ids, IdColumn) else list(map(str.encode, device_ids))
+    if isinstance(device_ids, IdColumn):
+        return device_ids.encoded()
+    return device_ids.texts if isinstance(device_ids, EncodedIds) else list(map(str.encode, device_ids))

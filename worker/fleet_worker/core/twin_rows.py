@@ -32,7 +32,8 @@ def cut(rows: commits.TwinRows, first: int, last: int) -> commits.TwinRows:
 
 def take(rows: commits.TwinRows, at: NDArray[np.int64]) -> commits.TwinRows:
     """Those rows, copied."""
-    device_ids = ids.IdColumn.of(rows.device_ids).take(at)
+    names = ids.encoded(rows.device_ids)
+    device_ids = ids.EncodedIds([names[index] for index in at.tolist()])
     telemetry = kept_telemetry.KeptTelemetry.of(rows.device_ids, rows.telemetry)
     return commits.TwinRows(
         rows.digests.take(at),
@@ -54,7 +55,7 @@ def concatenated(lots: Sequence[commits.TwinRows]) -> commits.TwinRows:
     for rows in lots:
         extras |= {before + index: extra for index, extra in rows.extras.items()}
         before += len(rows.device_ids)
-    device_ids = ids.IdColumn.of_encoded([name for rows in lots for name in ids.encoded(rows.device_ids)])
+    device_ids = ids.EncodedIds([name for rows in lots for name in ids.encoded(rows.device_ids)])
     kept = [kept_telemetry.KeptTelemetry.of(rows.device_ids, rows.telemetry) for rows in lots]
     return commits.TwinRows(
         np.concatenate([rows.digests for rows in lots]),
@@ -88,10 +89,9 @@ def _by_whole_key(
     joined: commits.TwinRows, order: NDArray[np.int64], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Rows of equal digests are of one device, or else (MD5 can be made to collide) they are ordered by their ids."""
-    names = ids.IdColumn.of(joined.device_ids)
+    names = ids.encoded(joined.device_ids)
     at = np.flatnonzero(same)
-    one, other = names.take(order[at]), names.take(order[at + 1])
-    if list(one.encoded()) == list(other.encoded()):
+    if all(names[one] == names[other] for one, other in zip(order[at].tolist(), order[at + 1].tolist(), strict=True)):
         return order, same
     whole = keys(joined)
     order = np.array(sorted(range(len(whole)), key=whole.__getitem__), dtype=np.int64)

@@ -7,7 +7,6 @@ no UTF-8) doesn't fit. It is for storing messages; reading them for the rules is
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Sequence
 
@@ -19,50 +18,62 @@ READING_TAGS = (0x19, 0x21, 0x29)
 VARINT_BYTES = 6
 """Of a time from 1971 to 2109 in milliseconds."""
 HEAD_BYTES = 1 + VARINT_BYTES + 9 * len(READING_TAGS)
+GROUP_WEIGHTS = 128 ** np.arange(VARINT_BYTES)
 READINGS_AT = [1 + VARINT_BYTES + 1 + 9 * number for number in range(len(READING_TAGS))]
 TEXT_BYTES_MAX = 127
 """Longer ones have a length of two bytes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Texts:
+    """n texts end to end. length: (n,) int64, bytes of each. data: (sum,) uint8, UTF-8."""
+
+    length: NDArray[np.int64]
+    data: NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Usual:
-    """n messages, meaningful where fits (n,) is true. timestamp_ms: (n,) int64. readings: (n, 3) float64. locations, firmware: n, b""
-    where the message has none."""
+    """n messages, meaningful where fits (n,) is true. timestamp_ms: (n,) int64. readings: (n, 3) float64. locations, firmware: empty
+    where the message has none or doesn't fit."""
 
     fits: NDArray[np.bool_]
     timestamp_ms: NDArray[np.int64]
     readings: NDArray[np.float64]
-    locations: list[bytes]
-    firmware: list[bytes]
+    locations: Texts
+    firmware: Texts
 
 
 def split(messages: Sequence[bytes], wanted: NDArray[np.bool_]) -> Usual:
     """messages: n, without their device ids. wanted: (n,), those to look at."""
     count = len(messages)
-    joined = b"".join(messages)
     # Room for looking beyond a short message: what is found there doesn't fit, as its length tells.
-    buffer = np.frombuffer(joined + bytes(HEAD_BYTES + 2 * TEXT_BYTES_MAX + 4), dtype=np.uint8)
+    joined = b"".join((*messages, bytes(HEAD_BYTES + 2 * TEXT_BYTES_MAX + 4)))
+    buffer = np.frombuffer(joined, dtype=np.uint8)
     length = np.fromiter(map(len, messages), dtype=np.int64, count=count)
     start = np.cumsum(length) - length
-    head = buffer[start[:, None] + np.arange(HEAD_BYTES)]
+    head = np.array(messages, dtype=f"S{HEAD_BYTES}").view(np.uint8).reshape(count, HEAD_BYTES)
     fits = wanted & (length >= HEAD_BYTES) & (head[:, 0] == TIMESTAMP_TAG)
-    fits &= (head[:, 1:VARINT_BYTES] >= 128).all(axis=1) & (head[:, VARINT_BYTES] - np.uint8(1) < 127)
+    fits &= head[:, VARINT_BYTES] - np.uint8(1) < 127
+    groups = head[:, 1 : 1 + VARINT_BYTES].astype(np.int64)
+    fits &= (groups[:, :-1] >= 128).all(axis=1)
+    timestamp_ms = (groups & 127) @ GROUP_WEIGHTS
     readings = np.empty((count, len(READING_TAGS)))
     for number, (tag, at) in enumerate(zip(READING_TAGS, READINGS_AT, strict=True)):
         fits &= head[:, at - 1] == tag
         readings[:, number] = np.ascontiguousarray(head[:, at : at + 8]).view("<f8").ravel()
-    groups = (head[:, 1 : 1 + VARINT_BYTES] & 127).astype(np.int64)
-    timestamp_ms = (groups << np.arange(0, 7 * VARINT_BYTES, 7)).sum(axis=1)
 
     location_first, location_last, fits = _text(buffer, start + HEAD_BYTES, LOCATION_TAG, fits)
     firmware_first, firmware_last, fits = _text(buffer, location_last, FIRMWARE_TAG, fits)
     fits &= firmware_last == start + length
-    cut = functools.partial(map, joined.__getitem__)
-    locations = list(cut(map(slice, location_first.tolist(), location_last.tolist())))
-    firmware = list(cut(map(slice, firmware_first.tolist(), firmware_last.tolist())))
-    for texts in (locations, firmware):
-        fits &= _are_text(texts)
-    return Usual(fits, timestamp_ms, readings, locations, firmware)
+    texts = []
+    for first, last in ((location_first, location_last), (firmware_first, firmware_last)):
+        text = _gathered(buffer, first, np.where(fits, last - first, 0))
+        if not _is_text(text):
+            fits &= [_decodes(joined[begin:end]) for begin, end in zip(first.tolist(), last.tolist(), strict=True)]
+            return split(messages, fits)
+        texts.append(text)
+    return Usual(fits, timestamp_ms, readings, *texts)
 
 
 def _text(
@@ -77,16 +88,19 @@ def _text(
     return first, first + np.where(fits, size, 0), fits
 
 
-def _are_text(texts: Sequence[bytes]) -> NDArray[np.bool_]:
-    """(n,) which of them are UTF-8."""
-    try:
-        b"\n".join(texts).decode()  # A line's end can't be inside a character, so all of it is text if each one is.
-    except UnicodeDecodeError:
-        return np.array([_is_text(text) for text in texts], dtype=bool)
-    return np.ones(len(texts), dtype=bool)
+def _gathered(buffer: NDArray[np.uint8], first: NDArray[np.int64], length: NDArray[np.int64]) -> Texts:
+    begins = np.cumsum(length) - length
+    total = int(length.sum())
+    return Texts(length, buffer[np.arange(total) + np.repeat(first - begins, length)])
 
 
-def _is_text(text: bytes) -> bool:
+def _is_text(texts: Texts) -> bool:
+    """Whether each of them is UTF-8: all of it is, and none begins inside a character."""
+    begins = (np.cumsum(texts.length) - texts.length)[texts.length > 0]
+    return not (texts.data[begins] & 0xC0 == 0x80).any() and _decodes(texts.data.tobytes())
+
+
+def _decodes(text: bytes) -> bool:
     try:
         text.decode()
     except UnicodeDecodeError:
@@ -110,20 +124,15 @@ def join(
         head[:, at - 1] = tag
         head[:, at : at + 8] = np.ascontiguousarray(readings[:, number]).view(np.uint8).reshape(-1, 8)
     heads = head.view(f"V{HEAD_BYTES}").ravel().tolist()
-    tails = map(operator.add, map(_field(LOCATION_TAG), locations), map(_field(FIRMWARE_TAG), firmware))
-    return list(map(operator.add, heads, tails))
+    before = [b"", *(bytes([LOCATION_TAG, size]) for size in range(1, TEXT_BYTES_MAX + 1))]
+    known = _FirmwareFields()  # a fleet has few versions
+    with_location = map(operator.add, map(operator.add, heads, map(before.__getitem__, map(len, locations))), locations)
+    return list(map(operator.add, with_location, map(known.__getitem__, firmware)))
 
 
-@functools.lru_cache(maxsize=2)
-def _field(tag: int) -> _Fields:
-    return _Fields(tag)
+class _FirmwareFields(dict[bytes, bytes]):
+    """Text → a message's field."""
 
-
-class _Fields:
-    """Text as a message's field; b"" as none."""
-
-    def __init__(self, tag: int) -> None:
-        self._before = [b"", *(bytes([tag, size]) for size in range(1, TEXT_BYTES_MAX + 1))]
-
-    def __call__(self, text: bytes) -> bytes:
-        return self._before[len(text)] + text
+    def __missing__(self, text: bytes) -> bytes:
+        self[text] = field = bytes([FIRMWARE_TAG, len(text)]) + text if text else b""
+        return field
