@@ -19,7 +19,7 @@ from tests.reference.words import Control
 from tests.support import virtual_time
 
 WORKERS_MAX = 4
-ACTION_S = (90.0, 150.0, 240.0)
+ACTION_S = (70.0, 110.0, 170.0)
 """How long events fall."""
 
 
@@ -140,14 +140,15 @@ class Schedule:
         return "\n".join([*lines, *(f"  {event}" for event in self.events)])
 
 
-def draw(seed: int) -> Schedule:
-    """The seed's schedule."""
-    return _Drawing(random.Random(seed)).schedule(seed)
+def draw(seed: int, kinds: Sequence[Kind] = TROUBLES) -> Schedule:
+    """The seed's schedule. kinds: of trouble that may happen."""
+    return _Drawing(random.Random(seed), kinds).schedule(seed)
 
 
 class _Drawing:
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, dice: random.Random, kinds: Sequence[Kind]) -> None:
         self.dice = dice
+        self.kinds = kinds
 
     def chance(self, percent: int) -> bool:
         return self.dice.randrange(100) < percent
@@ -158,7 +159,7 @@ class _Drawing:
             seed=seed,
             shards=dice.choice((1, 2, 2, 3)),
             workers=dice.choice((1, 2, 2, 3)),
-            interval_s=dice.choice((20.0, 30.0, 60.0)),
+            interval_s=dice.choice((20.0, 40.0, 60.0)),
             standby_replicas=dice.choice((0, 0, 0, 1)),
             weather=self._weather(),
             generation=histories.draw_generations(dice)[0],
@@ -181,13 +182,13 @@ class _Drawing:
 
     def _troubles(self, setting: Setting) -> list[Event]:
         """A few kinds a run, so that a run has a subject, and pairs of kinds meet over many runs."""
-        kinds = self.dice.sample(TROUBLES, self.dice.choice((1, 2, 3, 4, 6)))
+        kinds = self.dice.sample(self.kinds, min(len(self.kinds), self.dice.choice((1, 2, 3, 4, 6))))
         events = []
         for kind in kinds:
             for _ in range(self.dice.choice((1, 1, 2, 3))):
                 events.append(self._trouble(kind, setting))
         if self.chance(25):  # two at once, on one worker
-            first, second = self._trouble(Kind.PAUSE, setting), self._trouble(self.dice.choice(TROUBLES), setting)
+            first, second = self._trouble(Kind.PAUSE, setting), self._trouble(self.dice.choice(self.kinds), setting)
             events += [
                 first,
                 dataclasses.replace(second, at_s=first.at_s + self.dice.choice((0.1, 5, 25)), who=first.who),
@@ -222,7 +223,7 @@ class _Drawing:
     def _records(self, setting: Setting) -> list[Event]:
         messages = _Messages(self.dice, self.dice.randint(5, 16))
         events = []
-        for at_s in sorted(round(self.dice.uniform(0.5, setting.ends_s), 3) for _ in range(self.dice.randint(30, 110))):
+        for at_s in sorted(round(self.dice.uniform(0.5, setting.ends_s), 3) for _ in range(self.dice.randint(25, 80))):
             messages.now_ms = messages.high_arrival_ms = virtual_time.EPOCH_MS + round(at_s * 1000)
             if self.chance(6):
                 events.append(Event(at_s, Kind.ACKNOWLEDGE, key=self.dice.choice(messages.devices).device_id))

@@ -10,7 +10,7 @@ import asyncio
 import collections
 import dataclasses
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from fleet_model import partition, rules, twin_partition
@@ -128,11 +128,14 @@ class Kinesis:
         process: processes.Process,
         network: Network,
         watching: watch.Watch,
+        committed: Callable[[], set[bytes]] = set,
     ) -> None:
+        """committed: what the process' disk has in its outboxes."""
         self._shared = shared
         self._process = process
         self._network = network
         self._watch = watching
+        self._committed = committed
 
     async def get_shard_iterator(
         self, stream: str, shard_id: str, start: kinesis_api.Start
@@ -155,6 +158,12 @@ class Kinesis:
     async def put_records(self, stream: str, entries: Sequence[kinesis_api.PutRecord]) -> list[kinesis_api.PutOutcome]:
         await self._reach("PutRecords")
         sent_at_s = asyncio.get_running_loop().time()
+        committed = self._committed()
+        for entry in entries:
+            if entry.data not in committed:
+                self._watch.problem(
+                    f"{self._process} publishes to {stream} what it hasn't committed, of {entry.partition_key}"
+                )
         return await processes.in_the_world(self._put(stream, entries, sent_at_s))
 
     async def _put(
@@ -254,8 +263,8 @@ class Plane:
     def follow_generations(self, worker: str) -> AsyncIterator[tuple[rules.RulesGeneration, ...]]:
         return self._shared.follow_generations(str(self._process))
 
-    def start(self) -> Awaitable[partition.Start | None]:
-        return self._shared.start()
+    async def start(self) -> partition.Start | None:
+        return await self._shared.start()
 
-    def settle_start(self, start: partition.Start) -> Awaitable[partition.Start]:
-        return self._shared.settle_start(start)
+    async def settle_start(self, start: partition.Start) -> partition.Start:
+        return await self._shared.settle_start(start)

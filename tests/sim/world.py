@@ -18,10 +18,12 @@ import random
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from typing import ClassVar
+from unittest import mock
 
 from fleet_model import manifest, parse, partition, spec, twin_partition
 from fleet_proto import fleet_pb2
 from fleet_worker import (
+    checkpointing,
     claimed,
     custody,
     metrics,
@@ -83,6 +85,11 @@ class Worker:
         self.starts = 0
 
 
+def new_nonce(worker: str, dice: random.Random) -> str:
+    """As a worker's main module draws one."""
+    return f"{dice.getrandbits(64):016x}"
+
+
 def run(planned: schedule.Schedule) -> Outcome:
     """A run that can't go on by its own fault tells so among its problems."""
     with quiet(), coarse():
@@ -101,13 +108,26 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def coarse() -> Iterator[None]:
-    """Idle loops look less often: it is their number that a run's time goes into."""
-    before = (reading.READ_WAIT_S, standby.LOOK_EVERY_S)
-    reading.READ_WAIT_S, standby.LOOK_EVERY_S = 3.0, 4.0
-    try:
+    """Idle loops look less often: it is their number that a run's time goes into. What takes hours takes a minute. And what a
+    checkpoint's making costs isn't measured, or no run would be like another."""
+    with (
+        mock.patch.object(reading, "READ_WAIT_S", 3.0),
+        mock.patch.object(standby, "LOOK_EVERY_S", 4.0),
+        mock.patch.object(checkpointing, "COLLECT_AGE_MS", 45_000),
+        mock.patch.object(checkpointing, "time", _Timed()),
+    ):
         yield
-    finally:
-        reading.READ_WAIT_S, standby.LOOK_EVERY_S = before
+
+
+class _Timed:
+    """Every piece of work takes as long as any other."""
+
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+
+    def thread_time(self) -> float:
+        self._spent_s += 0.02
+        return self._spent_s
 
 
 class World:
@@ -185,20 +205,23 @@ class World:
         process.start(self._work(worker, running))
 
     async def _work(self, worker: Worker, running: Running) -> None:
-        """A worker's whole life, as its main module lays it out."""
+        """A worker's whole life. Whatever ends it but its stop is a bug, and what this is for."""
         try:
             await self._serve(worker, running)
-        except Exception:  # noqa: BLE001: a bug is what this is for
+        except Exception:  # noqa: BLE001
             if not running.process.is_dead:
                 self._problem(f"{running.process} ended by a bug: {traceback.format_exc()}")
 
     async def _serve(self, worker: Worker, running: Running) -> None:
+        """As a worker's main module lays it out."""
         process = running.process
         dice = random.Random(f"{self.setting.seed} {process}")
         objects = surroundings.objects(
             self.bucket, self.clock, self.sky, running.network, f"{self.setting.seed} {process} objects"
         )
-        api = surroundings.Kinesis(self.kinesis, process, running.network, self.watch)
+        api = surroundings.Kinesis(
+            self.kinesis, process, running.network, self.watch, functools.partial(_committed, worker.disk)
+        )
         connection = kinesis.KinesisConnection(api, dice)
         stream = connection.stream(TELEMETRY, self.clock, PACING)
         ordered = orders.Controlled(surroundings.Plane(self.control, process), worker.name, self.clock)
@@ -217,7 +240,7 @@ class World:
             manifests=custody.Manifests(objects),
             interval_s=self.setting.interval_s,
             one_at_a_time=asyncio.Semaphore(1),
-            new_nonce=lambda: f"{dice.getrandbits(64):016x}",
+            new_nonce=lambda: new_nonce(worker.name, dice),
         )
         local = supervisor.Local(
             worker.name,
@@ -617,6 +640,11 @@ class World:
         assert stands.checkpoint is not None
         await restoring.restore(objects, stands, store, self.clock)
         return dataclasses.replace(judge.left(f"{shard_id} in S3", store.contents), outbox=0)
+
+
+def _committed(disk: memory_disk.MemoryDisk) -> set[bytes]:
+    """What the outboxes on a disk hold."""
+    return {effect.data for shard_id in disk.shards() for effect in disk.contents(shard_id).entries.values()}
 
 
 def _fleet(setting: schedule.Setting) -> spec.FleetSpec:
