@@ -105,11 +105,12 @@ class TableMaker:
         usual = usual_telemetry.split(telemetry.rests, (telemetry.forms == kept_telemetry.WITHOUT_ID) & ~exact)
         with np.errstate(over="ignore", invalid="ignore"):
             agrees = (_bits(usual.readings.astype(np.float32)) == _bits(values["last"])).all(axis=1)
+            last = values["last"].astype(np.float64)
         if not agrees[usual.fits].all():
             usual = usual_telemetry.split(telemetry.rests, usual.fits & agrees)
         readings = usual.readings
         if not usual.fits.all():
-            readings = np.where(usual.fits[:, None], readings, values["last"].astype(np.float64))
+            readings = np.where(usual.fits[:, None], readings, last)
 
         numbers = self._numbers
         for name, field, index in FIELD_COLUMNS:
