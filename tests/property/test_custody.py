@@ -10,6 +10,7 @@ import pytest
 
 from fleet_model import manifest
 from fleet_worker import custody, errors
+from fleet_worker.core import claims
 from tests.property import claiming
 from tests.support import custodies
 
@@ -39,32 +40,32 @@ def test_a_seed_replays() -> None:
 
 
 def no_epoch_check(patch: pytest.MonkeyPatch) -> None:
-    right = custody.refusal
+    right = claims.refusal
 
-    def refusal(found: manifest.Manifest | None, claim: custody.Claim) -> str | None:
+    def refusal(found: manifest.Manifest | None, claim: claims.Claim) -> str | None:
         lowered = found if found is None else dataclasses.replace(found, epoch=min(found.epoch, claim.epoch))
         return right(lowered, claim)
 
-    patch.setattr(custody, "refusal", refusal)
+    patch.setattr(claims, "refusal", refusal)
 
 
 def any_takeover(patch: pytest.MonkeyPatch) -> None:
-    right = custody.refusal
+    right = claims.refusal
 
-    def refusal(found: manifest.Manifest | None, claim: custody.Claim) -> str | None:
+    def refusal(found: manifest.Manifest | None, claim: claims.Claim) -> str | None:
         return right(found, dataclasses.replace(claim, takeover=claim.epoch if claim.takeover else 0))
 
-    patch.setattr(custody, "refusal", refusal)
+    patch.setattr(claims, "refusal", refusal)
 
 
 def a_first_claim_at_any_epoch(patch: pytest.MonkeyPatch) -> None:
-    right = custody.refusal
-    patch.setattr(custody, "refusal", lambda found, claim: None if found is None else right(found, claim))
+    right = claims.refusal
+    patch.setattr(claims, "refusal", lambda found, claim: None if found is None else right(found, claim))
 
 
 def no_condition(patch: pytest.MonkeyPatch) -> None:
     async def write(self: custody.Manifests, wanted: manifest.Manifest, etag: str | None) -> str:
-        key = custody.manifest_key(wanted.identity.shard_id)
+        key = claims.manifest_key(wanted.identity.shard_id)
         found = await self._objects.get(key)
         data = manifest.encode(wanted)
         return await (

@@ -7,12 +7,13 @@ import itertools
 from fleet_model import hashing, manifest, partition
 from fleet_worker import custody
 from fleet_worker.adapters import memory_objects
+from fleet_worker.core import claims
 from tests.support import virtual_time
 
 SHARD_ID = "shardId-000000000001"
 IDENTITY = partition.PartitionIdentity("default", "cars", "telemetry", SHARD_ID, hashing.HashKeyRange(0, 2**127))
 PARENTS = ("shardId-000000000000",)
-KEY = custody.manifest_key(SHARD_ID)
+KEY = claims.manifest_key(SHARD_ID)
 INTERVAL_S = 60.0
 
 _nonces = itertools.count(1)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from fleet_model import hashing, manifest, twin_partition
-from fleet_worker import custody, errors
+from fleet_worker import errors
 from fleet_worker.adapters import memory_objects
+from fleet_worker.core import claims
 from tests.support import custodies, virtual_time
 
 NONCE = "a" * 16
@@ -31,8 +34,8 @@ def standing(worker: str = "worker-0", epoch: int = 3, *, final: bool = False) -
     )
 
 
-def claim(worker: str, epoch: int, takeover: int = 0) -> custody.Claim:
-    return custody.Claim(custodies.IDENTITY, worker, epoch, takeover)
+def claim(worker: str, epoch: int, takeover: int = 0) -> claims.Claim:
+    return claims.Claim(custodies.IDENTITY, worker, epoch, takeover)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +63,8 @@ def claim(worker: str, epoch: int, takeover: int = 0) -> custody.Claim:
         (standing(), claim("worker-1", 2, takeover=2), "epoch 2 is below 3"),
     ],
 )
-def test_the_claim_table(found: manifest.Manifest | None, asked: custody.Claim, words: str | None) -> None:
-    reason = custody.refusal(found, asked)
+def test_the_claim_table(found: manifest.Manifest | None, asked: claims.Claim, words: str | None) -> None:
+    reason = claims.refusal(found, asked)
     assert (reason is None) == (words is None), reason
     assert words is None or (reason is not None and words in reason)
 
@@ -80,7 +83,7 @@ def test_another_partitions_manifest_is_never_claimed(change: dict[str, object])
     """Not even a released one, by its own worker, with a takeover."""
     other = dataclasses.replace(custodies.IDENTITY, **change)  # type: ignore[arg-type]
     found = dataclasses.replace(standing(final=True), identity=other)
-    reason = custody.refusal(found, claim("worker-0", 3, takeover=3))
+    reason = claims.refusal(found, claim("worker-0", 3, takeover=3))
     assert reason is not None
     assert next(iter(change)) in reason
     assert str(next(iter(change.values()))) in reason
@@ -265,6 +268,71 @@ def test_a_release_on_its_way_does_not_undo_a_resume() -> None:
         assert not world.standing().final
         assert world.standing().checkpoint is None
         await mine.verify()
+
+    in_world(test)
+
+
+class Paused:
+    """A plan in which one call of the client stands still for long: before the store does it, after, or it is done only then."""
+
+    def __init__(self, number: int, fault: memory_objects.Fault) -> None:
+        self._number = number
+        self._fault = fault
+
+    def __call__(self, call: memory_objects.Call) -> memory_objects.Fault:
+        return self._fault if call.number == self._number else NO_FAULT
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+@pytest.mark.parametrize(
+    "pause",
+    [
+        memory_objects.Fault(delay_s=100.0),
+        memory_objects.Fault(delay_s=100.0, lost_reply=True),
+        memory_objects.Fault(late_s=100.0),
+        memory_objects.Fault(delay_s=100.0, failure=memory_objects.CONFLICT),
+    ],
+    ids=["before", "after", "late", "busy"],
+)
+@pytest.mark.parametrize("successor", ["worker-0", "worker-1"])
+def test_a_zombie_is_fenced_wherever_it_was_paused(number: int, pause: memory_objects.Fault, successor: str) -> None:
+    """It stands still in one of its calls, another start takes over meanwhile, then it goes on as if nothing had been."""
+
+    async def test(world: custodies.World) -> None:
+        await world.custody("worker-0").claim(1)
+        zombie = world.custody("worker-0", plan=Paused(number, pause))
+
+        async def persists(call: Callable[[], Awaitable[object]]) -> None:
+            """As its owner does: it asks again for as long as it isn't told."""
+            for _ in range(3):
+                with contextlib.suppress(errors.ObjectStoreUnavailableError):
+                    await call()
+                    return
+            raise AssertionError("never told")
+
+        async def life() -> None:
+            await persists(lambda: zombie.claim(1))
+            for step in range(1, 20):
+                wanted, is_final = custodies.checkpoint(step), step == 4
+                await persists(functools.partial(zombie.confirm, wanted, final=is_final))
+                await persists(zombie.resume if is_final else zombie.verify)
+                await asyncio.sleep(20.0 if step > 4 else 0.0)
+
+        living = asyncio.ensure_future(life())
+        await asyncio.sleep(50.0)
+        other = world.custody(successor)
+        before = await other.claim(2, takeover=2)
+        writes: list[bytes] = []
+        world.bucket.on_change = lambda key, _, after: writes.append(after)
+        with pytest.raises((errors.FencedError, errors.ClaimRefusedError)):
+            await living
+        await asyncio.sleep(500.0)
+        assert writes == []
+        assert before is not None
+        assert world.standing() == dataclasses.replace(
+            before, epoch=2, nonce=other.nonce, worker=successor, final=False, revision=before.revision + 1
+        )
+        await other.confirm(custodies.checkpoint(99))
 
     in_world(test)
 

@@ -16,17 +16,11 @@ from collections.abc import AsyncIterator, Callable
 from fleet_model import manifest as fleet_manifest
 from fleet_model import partition, twin_partition
 from fleet_worker import errors, ports
+from fleet_worker.core import claims, watch
 
-FIRST_EPOCH = 1
 SETTLE_TRIES_MAX = 8
 """Writes of one manifest that a call begins, each after a look at what stands there."""
-STILL_S_MAX = 10.0
-"""A loop that stood still for longer may have been replaced meanwhile: it has to look before it publishes."""
 CHECKPOINTS_KEPT = 3
-
-
-def manifest_key(shard_id: str) -> str:
-    return f"{shard_id}/manifest.json"
 
 
 class Manifests:
@@ -37,7 +31,7 @@ class Manifests:
 
     async def read(self, shard_id: str) -> tuple[fleet_manifest.Manifest, str] | None:
         """The manifest and its etag, None when there is none. Raises CheckpointBrokenError."""
-        key = manifest_key(shard_id)
+        key = claims.manifest_key(shard_id)
         found = await self._objects.get(key)
         if found is None:
             return None
@@ -51,57 +45,9 @@ class Manifests:
 
     async def write(self, wanted: fleet_manifest.Manifest, etag: str | None) -> str:
         """Over the one with the etag; None: where there is none. The new etag. Raises PreconditionFailedError."""
-        key = manifest_key(wanted.identity.shard_id)
+        key = claims.manifest_key(wanted.identity.shard_id)
         data = fleet_manifest.encode(wanted)
         return await (self._objects.put_new(key, data) if etag is None else self._objects.put_over(key, data, etag))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
-    """What someone asks for. takeover: the epoch for which the control plane grants it, 0 = none."""
-
-    identity: partition.PartitionIdentity
-    worker: str
-    epoch: int
-    takeover: int = 0
-
-
-def refusal(found: fleet_manifest.Manifest | None, claim: Claim) -> str | None:
-    """Why the manifest doesn't let the claim pass, and what to do; None when it does (design invariant 4)."""
-    shard_id = claim.identity.shard_id
-    if found is None:
-        if claim.epoch == FIRST_EPOCH:
-            return None
-        return (
-            f"partition {shard_id}: there is no {manifest_key(shard_id)}, though at epoch {claim.epoch} there was one: its manifest is lost, "
-            "or spec.checkpoint names another bucket or prefix; name the right one or bring the object back. Only if its twins may be "
-            "lost, too: delete its TwinPartition, and it begins anew at epoch 1"
-        )
-    if found.identity != claim.identity:
-        return _of_another_partition(found.identity, claim.identity)
-    if claim.epoch < found.epoch:
-        return (
-            f"partition {shard_id}: epoch {claim.epoch} is below {found.epoch}, which {found.worker} claimed it with; "
-            f"it needs an epoch above that"
-        )
-    if found.final or found.worker == claim.worker or claim.takeover == claim.epoch:
-        return None
-    return (
-        f"partition {shard_id}: {found.worker} claimed it at epoch {found.epoch} and hasn't released it; wait until it has, or let epoch "
-        f"{claim.epoch} take it over"
-    )
-
-
-def _of_another_partition(found: partition.PartitionIdentity, wanted: partition.PartitionIdentity) -> str:
-    differing = [
-        f"{name} is {getattr(found, name)}, not {getattr(wanted, name)}"
-        for name in ("namespace", "fleet", "stream", "shard_id", "hash_key_range")
-        if getattr(found, name) != getattr(wanted, name)
-    ]
-    return (
-        f"partition {wanted.shard_id}: {manifest_key(wanted.shard_id)} is another partition's ({'; '.join(differing)}); give this fleet "
-        "a bucket or prefix of its own (spec.checkpoint), or remove what is left of the other one"
-    )
 
 
 class Custody:
@@ -124,7 +70,7 @@ class Custody:
         self._parents = parents
         self._worker = worker
         self._clock = clock
-        self._watch = Watch(hold_after_s)
+        self._watch = watch.Watch(hold_after_s)
         self._standing: fleet_manifest.Manifest | None = None
         self._etag = ""
         self._tried_over: _Attempt | None = None
@@ -155,8 +101,8 @@ class Custody:
         Raises ClaimRefusedError (nothing changed), FencedError (another one claimed while this one did),
         ObjectStoreUnavailableError (unknown: call it again), ObjectStoreRefusedError, CheckpointBrokenError.
         """
-        assert epoch >= FIRST_EPOCH, f"epoch {epoch}"
-        asked = Claim(self._identity, self._worker, epoch, takeover)
+        assert epoch >= claims.FIRST_EPOCH, f"epoch {epoch}"
+        asked = claims.Claim(self._identity, self._worker, epoch, takeover)
         async with self._exclusive():
             for _ in range(SETTLE_TRIES_MAX):
                 asked_at_s = self._clock.monotonic()
@@ -168,7 +114,7 @@ class Custody:
                         return before
                 elif self._tried_over is not None and self._tried_over.lost_to(found):
                     raise self._fence(found)
-                reason = refusal(found, asked)
+                reason = claims.refusal(found, asked)
                 if reason is not None:
                     raise errors.ClaimRefusedError(reason, 0 if found is None else found.epoch)
                 wanted = self._claiming(found, epoch)
@@ -323,7 +269,7 @@ class Custody:
         shard_id = self._identity.shard_id
         if found is None:
             return self._fence_as(
-                f"partition {shard_id}: its manifest is gone, so nobody can tell whose it is; bring {manifest_key(shard_id)} back"
+                f"partition {shard_id}: its manifest is gone, so nobody can tell whose it is; bring {claims.manifest_key(shard_id)} back"
             )
         return self._fence_as(
             f"partition {shard_id}: {found.worker} has claimed it at epoch {found.epoch} (nonce {found.nonce}); it stops here"
@@ -359,34 +305,3 @@ class _Attempt:
     def then(self, before: fleet_manifest.Manifest | None, epoch: int) -> _Attempt:
         """Another one was sent."""
         return _Attempt(before, min(epoch, self.epoch) if before == self.before else epoch)
-
-
-class Watch:
-    """Whether an owner may still believe that it is one. Times are monotonic seconds, given by the caller.
-
-    A verification counts from when it was asked for: an answer that lay waiting while the loop stood still proves nothing about now.
-    """
-
-    def __init__(self, hold_after_s: float) -> None:
-        self._hold_after_s = hold_after_s
-        self._beat_s: float | None = None
-        self._stood_still_until_s: float | None = None
-        self._verified_s: float | None = None
-
-    def beat(self, now_s: float) -> None:
-        if self._stands_still(now_s):
-            self._stood_still_until_s = now_s
-        self._beat_s = now_s
-
-    def note_verified(self, asked_at_s: float) -> None:
-        self._verified_s = asked_at_s if self._verified_s is None else max(asked_at_s, self._verified_s)
-
-    def is_sure(self, now_s: float) -> bool:
-        if self._verified_s is None or now_s - self._verified_s > self._hold_after_s:
-            return False
-        if self._beat_s is None or self._stands_still(now_s):
-            return False
-        return self._stood_still_until_s is None or self._verified_s >= self._stood_still_until_s
-
-    def _stands_still(self, now_s: float) -> bool:
-        return self._beat_s is not None and now_s - self._beat_s > STILL_S_MAX
