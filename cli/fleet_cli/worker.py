@@ -69,6 +69,9 @@ def command(
       AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test fleet-twin worker --fleet local.yaml --data ./data
     """
     from fleet_cli import logs, loop
+    from fleet_worker.adapters import allocation
+
+    allocation.share_one_arena()
     from fleet_worker import main
     from fleet_worker.adapters import control_files
 

@@ -14,6 +14,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_worker.core import arrays
+
 WIDTH = 40
 """Bytes; a UUID has 36."""
 WORDS = WIDTH // 8
@@ -46,7 +48,7 @@ class IdColumn(Sequence[str]):
     @classmethod
     def empty(cls, count: int) -> IdColumn:
         """n times ""."""
-        return cls(np.zeros((count, WORDS), dtype=np.uint64), np.zeros(count, dtype=np.int16), {})
+        return cls(arrays.zeros((count, WORDS), np.uint64), np.zeros(count, dtype=np.int16), {})
 
     @classmethod
     def of(cls, device_ids: Sequence[str]) -> IdColumn:
@@ -279,7 +281,7 @@ class SlotIndex:
         have = len(self.column)
         column.words[:have], column.length[:have] = self.column.words, self.column.length
         column.long = self.column.long
-        hashes = np.zeros(slots, dtype=np.uint64)
+        hashes = arrays.zeros((slots,), np.uint64)
         hashes[:have] = self._hashes
         self.column, self._hashes = column, hashes
 
@@ -288,7 +290,7 @@ class SlotIndex:
         size = BUCKETS_MIN
         while size < 4 * self._count:
             size *= 2
-        self._buckets = np.zeros(size, dtype=np.int32)
+        self._buckets = arrays.zeros((size,), np.int32)
         self._filled = 0
         self._fill(np.flatnonzero(self.column.length > 0))
 

@@ -15,7 +15,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_worker.core import commits, ids, twins
+from fleet_worker.core import arrays, commits, ids, twins
 
 FREE, CLEAN, DIRTY, IN_FLIGHT, LEAVING = range(5)
 """Marks of a slot. LEAVING: clean, and its offline index entry is part of the commit in flight."""
@@ -356,6 +356,6 @@ def _key_order(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
 def _grown(array: NDArray[Any], rows_min: int) -> NDArray[Any]:
     """A copy with room for rows_min rows and at least twice as many as before, the new ones zero. Fresh zero pages cost
     memory only once they are written, so the spare room is free and doubling never wastes any."""
-    grown = np.zeros((max(rows_min, 2 * len(array), ROWS_MIN), *array.shape[1:]), dtype=array.dtype)
+    grown = arrays.zeros((max(rows_min, 2 * len(array), ROWS_MIN), *array.shape[1:]), array.dtype)
     grown[: len(array)] = array
     return grown
