@@ -41,13 +41,14 @@ MOVES_PER_PARTITION_MAX = 4
 @dataclasses.dataclass(frozen=True, slots=True)
 class Partition:
     """One partition to be owned. load: of any one unit, for all the same, None = unknown: taken for the mean. parents: shard ids whose
-    owners are a good place for it. standby: workers that have a warm copy, or are about to."""
+    owners are a good place for it. standby: workers that have a warm copy, or are about to. pinned: stays with an owner that is able."""
 
     shard_id: str
     hash_key_range: hashing.HashKeyRange
     load: float | None = None
     parents: tuple[str, ...] = ()
     standby: tuple[str, ...] = ()
+    pinned: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class _Board:
         self._is_free = [False] * len(partitions)
         self._copies: list[list[int]] = [[] for _ in workers]  # partitions of which a worker has a copy
         for index, partition in enumerate(partitions):
-            for name in partition.standby:
+            for name in () if partition.pinned else partition.standby:
                 if name in self._number:
                     self._copies[self._number[name]].append(index)
         self._level = _level(self._weight, self._capacity)
@@ -352,6 +353,8 @@ class _Board:
     def _put(self, index: int, worker: int) -> None:
         self.owner[index] = worker
         self._load[worker] += self._weight[index]
+        if self._partitions[index].pinned and not self._is_free[index]:
+            return
         bisect.insort((self._free if self._is_free[index] else self._fixed)[worker], (self._weight[index], index))
 
     def _take(self, index: int, worker: int) -> None:

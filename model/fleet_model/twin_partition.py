@@ -39,7 +39,8 @@ class Spec:
     deadlines of a move count from it. skip_to_ms: the documented way out of a position older than the stream's retention:
     an owner whose partition clock is behind it goes on from this arrival time and lifts every last_seen to it; 0 = none.
     first_epoch: the one claim that may find no manifest: 1, and as long as no owner ever told of a claim, the newest assignment's.
-    standby_ms: when a standby was last added, by the control plane's clock: how long one may take to become warm counts from it.
+    receiver: the worker that it moves to as soon as its copy is warm, "" = none; it is one of standby. standby_ms: when it was named, by the
+    control plane's clock: how long a copy may take to become warm counts from it.
     """
 
     fleet: str
@@ -54,6 +55,7 @@ class Spec:
     assigned_ms: int = 0
     skip_to_ms: int = 0
     first_epoch: int = 1
+    receiver: str = ""
     standby_ms: int = 0
 
 

@@ -77,6 +77,7 @@ def spec_document(spec: twin_partition.Spec) -> dict[str, object]:
         "assignedTime": _time(spec.assigned_ms) if spec.assigned_ms else None,
         "skipToTime": _time(spec.skip_to_ms) if spec.skip_to_ms else None,
         "firstEpoch": spec.first_epoch,
+        "receiver": spec.receiver,
         "standbyTime": _time(spec.standby_ms) if spec.standby_ms else None,
     }
 
@@ -142,6 +143,7 @@ def _read_spec(section: sections.Section) -> twin_partition.Spec:
         assigned_ms=_read_time(section, "assignedTime"),
         skip_to_ms=_read_time(section, "skipToTime"),
         first_epoch=section.integer("firstEpoch", 1, 1, NUMBER_MAX),
+        receiver=section.text("receiver", _WORKER) or "",
         standby_ms=_read_time(section, "standbyTime"),
     )
 

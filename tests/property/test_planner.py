@@ -241,3 +241,13 @@ def test_capacity_counts() -> None:
 def test_what_is_no_load_counts_as_unknown() -> None:
     partitions = shards([float("nan"), float("inf"), -1.0, 4.0])
     assert owners(planner.plan(partitions, workers(2), {})) == "0 0 1 1"
+
+
+@given(cases(), st.data())
+def test_what_is_pinned_stays_with_an_owner_who_can(case: reference.Case, data: st.DataObject) -> None:
+    pinned = tuple(dataclasses.replace(each, pinned=data.draw(st.booleans())) for each in case.partitions)
+    plan = planner.plan(pinned, case.workers, case.current)
+    for partition in pinned:
+        if partition.pinned and case.current[partition.shard_id] in case.able:
+            assert plan[partition.shard_id] == case.current[partition.shard_id]
+    assert planner.plan(pinned, case.workers, plan) == plan

@@ -37,6 +37,7 @@ specs = st.builds(
     assigned_ms=times,
     skip_to_ms=times,
     first_epoch=st.integers(1, documents.NUMBER_MAX),
+    receiver=st.just("") | names,
     standby_ms=times,
 )
 checkpoints = st.builds(
@@ -144,6 +145,7 @@ def test_the_document_is_what_kubernetes_shows() -> None:
             "assignedTime": "2026-01-01T00:00:00.123Z",
             "skipToTime": None,
             "firstEpoch": 1,
+            "receiver": "",
             "standbyTime": None,
         },
         "status": {
