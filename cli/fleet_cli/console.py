@@ -23,8 +23,8 @@ Exit codes:
   0  done
   1  failed; the message says what to do
   2  wrong usage, or a fleet file with mistakes
-  3  no such twin
-  4  the worker does not answer, or is not ready: try again
+  3  no such twin, partition or checkpoint
+  4  the worker or the bucket does not answer, or is not ready: try again
 """
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "alerts": ("alerts", "List the alerts that are open."),
     "status": ("status", "Show what a worker does: partitions, lag, rules."),
     "partitions": ("partitions", "Show who has which partition, when several workers share a fleet."),
+    "checkpoint": ("checkpoint", "Look into the bucket: list, show, verify and export checkpoints."),
     "bench": ("bench", "Measure the engine and the worker."),
 }
 """Command → (module, one line of help). A module `fleet_cli.X` holds a click command named `command`."""

@@ -38,6 +38,14 @@ def number(value: Any, digits: int = 1, unit: str = "") -> str:
     return DASH if value is None else f"{value:,.{digits}f}{unit}"
 
 
+def size(count: int) -> str:
+    """Bytes, in the decimal unit that suits."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count} B"
+
+
 def severity(name: str) -> str:
     return click.style(name, fg=SEVERITY_COLOURS.get(name))
 
