@@ -81,5 +81,9 @@ class Environments:
             await self._clock.in_thread(functools.partial(self.disk.remove, shard_id))
         self._locks.pop(shard_id, None)
 
+    async def shards(self) -> list[str]:
+        """That have an environment here."""
+        return await self._clock.in_thread(self.disk.shards)
+
     async def left(self, listed: Collection[str]) -> list[ports.LeftBehind]:
         return await self._clock.in_thread(functools.partial(self.disk.left, listed))

@@ -73,6 +73,7 @@ class Holding:
         self.closed = asyncio.Event()
         self._crew = crew
         self._changed = asyncio.Event()
+        self._asked_epoch = 0
         self._fenced_epoch = -1
 
     @property
@@ -97,6 +98,11 @@ class Holding:
     @property
     def _is_owner(self) -> bool:
         return self.role is Role.OWNER
+
+    @property
+    def is_shared(self) -> bool:
+        """Other workers may own it as well: there are claims."""
+        return self._crew.checkpoints is not None
 
     @property
     def has_claim(self) -> bool:
@@ -131,7 +137,8 @@ class Holding:
                 async with self._crew.environments.place(self.identity) as place:
                     await self._hold(place)
             except errors.FencedError as error:
-                self._fenced_epoch = self.wanted.spec.epoch
+                # Of the claim that was fenced: the control plane may have named us anew since.
+                self._fenced_epoch = self.tenure.epoch if self.has_claim and self.tenure else self._asked_epoch
                 self._fail(str(error))
                 log.error("partition %s: %s", self.shard_id, error)
             except errors.FleetTwinError as error:
@@ -240,6 +247,7 @@ class Holding:
     async def _claim(self, held: tenure.Tenure) -> bool:
         """Until it is ours. A former owner that still drains makes us wait. False when we are no longer named."""
         while not self._is_over and self.role is Role.OWNER:
+            self._asked_epoch = self.wanted.spec.epoch
             try:
                 await held.claim(self.wanted.spec)
             except errors.ClaimRefusedError as refused:

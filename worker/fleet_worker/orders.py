@@ -18,6 +18,8 @@ from fleet_worker.adapters import local_folder, local_ownership
 
 log = logging.getLogger(__name__)
 
+READY_LOOK_S = 0.2
+"""A worker that has just become ready says so at once."""
 ALONE = "local"
 """The name of a worker that is alone."""
 
@@ -129,4 +131,4 @@ class Controlled:
                 await self._plane.heartbeat(beat)
             except errors.ControlPlaneUnavailableError as error:
                 log.warning("the control plane can't be told that this worker lives: %s", error)
-            await self._clock.sleep(control_plane.HEARTBEAT_EVERY_S)
+            await self._clock.sleep(control_plane.HEARTBEAT_EVERY_S if worker.can_take_partitions else READY_LOOK_S)

@@ -169,6 +169,9 @@ class Disk(Protocol):
     def open(self, identity: partition.PartitionIdentity) -> OpenedStore:
         """Opens the partition's environment, or makes it. Raises StoreBrokenError, DiskFullError."""
 
+    def shards(self) -> list[str]:
+        """That have an environment, in order."""
+
     def where(self, shard_id: str) -> str:
         """Where a partition's environment is, for whoever has to move it away by hand."""
 

@@ -13,7 +13,18 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from fleet_model import hashing, partition, rules, twin_partition
-from fleet_worker import claimed, environments, errors, holding, ports, reading, reporting, surroundings, tenure
+from fleet_worker import (
+    claimed,
+    environments,
+    errors,
+    holding,
+    ports,
+    reading,
+    reporting,
+    surroundings,
+    telling,
+    tenure,
+)
 from fleet_worker.api import directory
 
 log = logging.getLogger(__name__)
@@ -78,11 +89,13 @@ class Supervisor:
                 log.warning("the control plane couldn't be told of the stop")
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
+        on_disk = await self._environments.shards()
         async for known in self._local.ownership.assignments():
             self._known = known
-            if not self._has_listed:
-                self._has_listed = True
-            if self._local.checkpoints is None:
+            self._has_listed = True
+            if self._local.checkpoints is not None:
+                on_disk = await self._remove_former(on_disk)
+            else:
                 await self._hold_what_was_left(tasks)
             for shard_id, wanted in known.items():
                 self._hold(tasks, shard_id, wanted)
@@ -168,6 +181,25 @@ class Supervisor:
                 self._around.metrics.forget_partition(shard_id)
             log.info("partition %s: it lives on elsewhere, its folder is removed", shard_id)
 
+    async def _remove_former(self, on_disk: list[str]) -> list[str]:
+        """Environments of an earlier run's partitions that others have claimed since. Returns those that may be needed yet."""
+        left = []
+        for shard_id in on_disk:
+            wanted = self._known.get(shard_id)
+            if shard_id in self._held:
+                continue
+            if wanted is None or not self._has_successor(wanted) or self._local.name in wanted.spec.standby:
+                left.append(shard_id)
+                continue
+            await self._environments.remove(shard_id)
+            log.info("partition %s: another worker has it by now, its folder is removed", shard_id)
+        return left
+
+    def _has_successor(self, wanted: twin_partition.TwinPartition) -> bool:
+        """Whether another worker has claimed it."""
+        has_claimed = (wanted.status.worker, wanted.status.epoch) == (wanted.spec.worker, wanted.spec.epoch)
+        return has_claimed and wanted.spec.worker != self._local.name
+
     def _is_done_with(self, held: holding.Holding) -> bool:
         wanted = self._known.get(held.shard_id)
         if self._local.checkpoints is None:
@@ -180,8 +212,7 @@ class Supervisor:
             return wanted is None and held.closed.is_set() and covered
         if wanted is None or held.closed.is_set():
             return True
-        has_successor = (wanted.status.worker, wanted.status.epoch) == (wanted.spec.worker, wanted.spec.epoch)
-        return held.role is holding.Role.NONE and has_successor and wanted.spec.worker != self._local.name
+        return held.role is holding.Role.NONE and self._has_successor(wanted)
 
     # ── what holdings share ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,55 +269,7 @@ class Supervisor:
 
     def _status(self, shard_id: str) -> reporting.Change | None:
         held = self._held.get(shard_id)
-        return None if held is None else functools.partial(self._told, held)
-
-    def _told(self, held: holding.Holding, stored: twin_partition.Status) -> twin_partition.Status:
-        """What a partition's status becomes by us: all of it as its owner, our own entry as its standby."""
-        name = self._local.name
-        others = tuple(entry for entry in stored.standby if entry.worker != name)
-        if held.standby is not None:
-            number = held.standby.copy.number if held.standby.copy is not None else 0
-            ours = twin_partition.StandbyStatus(name, number, held.standby.is_warm)
-            return dataclasses.replace(stored, standby=(*others, ours))
-        stored = dataclasses.replace(stored, standby=others)
-        is_ours = stored.worker in ("", name)
-        if held.was_fenced:
-            claim = held.tenure
-            if claim is None or stored.nonce != claim.nonce:
-                return stored
-            return dataclasses.replace(stored, phase=held.life.phase, message=held.life.message)
-        if not held.has_claim and self._local.checkpoints is not None:
-            if held.role is not holding.Role.OWNER:
-                return stored
-            stored = dataclasses.replace(stored, manifest_epoch=held.refused_epoch)
-            if is_ours:
-                stored = dataclasses.replace(stored, phase=held.life.phase, message=held.life.message)
-            return stored
-        if held.role is not holding.Role.OWNER and not is_ours:
-            return stored
-        return self._told_by_owner(held, stored)
-
-    def _told_by_owner(self, held: holding.Holding, stored: twin_partition.Status) -> twin_partition.Status:
-        claim, piped = held.tenure, held.pipeline
-        if claim is None:  # without checkpoints it may fail before it has one
-            return dataclasses.replace(
-                stored, phase=held.life.phase, worker=self._local.name, message=held.life.message
-            )
-        checkpoint = stored.checkpoint
-        if claim.checkpoint is not None:
-            checkpoint = claimed.checkpoint_status(held.shard_id, claim.epoch, claim.checkpoint)
-        return dataclasses.replace(
-            stored,
-            phase=held.life.phase,
-            worker=self._local.name,
-            epoch=claim.epoch,
-            nonce=claim.nonce,
-            twins=len(piped.engine.table) + piped.engine.table.stored_elsewhere if piped is not None else stored.twins,
-            checkpoint=checkpoint,
-            checkpoint_stale=claim.is_checkpoint_stale,
-            manifest_epoch=0,
-            message=held.life.message,
-        )
+        return None if held is None else functools.partial(telling.told, held, self._local.name)
 
     # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────
 

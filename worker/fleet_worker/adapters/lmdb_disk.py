@@ -29,6 +29,9 @@ class LmdbDisk:
         store = lmdb_store.LmdbTwinStore.open(folder, identity, self._storage, self._boot_id)
         return ports.OpenedStore(store, store.discarded)
 
+    def shards(self) -> list[str]:
+        return self._folder.partitions()
+
     def where(self, shard_id: str) -> str:
         return f"{self._folder.path}/partitions/{shard_id}"
 
