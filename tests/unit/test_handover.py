@@ -47,6 +47,12 @@ def test_a_named_worker_claims_and_runs_and_checkpoints() -> None:
         status = fleet.status(FIRST)
         assert (status.epoch, bool(status.nonce)) == (1, True)
         assert any(name.startswith(f"{FIRST}/base") for name in fleet.bucket.contents())
+        assert status.checkpoint is not None, "without one it can't be moved"
+        assert not status.checkpoint_stale
+        fleet.plans["worker-0"] = lambda call: memory_objects.Fault(failure=memory_objects.UNAVAILABLE)
+        await fleet.until(lambda: fleet.status(FIRST).checkpoint_stale, 4 * crew.INTERVAL_S)
+        del fleet.plans["worker-0"]
+        await fleet.until(lambda: not fleet.status(FIRST).checkpoint_stale, 4 * crew.INTERVAL_S)
 
     in_a_crew(body)
 

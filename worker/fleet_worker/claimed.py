@@ -49,11 +49,13 @@ class Checkpoints:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outlook:
     """What a tenure sees of the world around it. worker: the name to claim by. wanted: a partition's object as last seen. ask: this
-    partition's status as the control plane has it now. is_behind: whether the worker is catching up, so that checkpoints have to be slow."""
+    partition's status as the control plane has it now. tell: this partition's status has
+    changed. is_behind: whether the worker is catching up, so that checkpoints have to be slow."""
 
     worker: str
     wanted: Callable[[str], twin_partition.TwinPartition | None]
     ask: Callable[[], Coroutine[Any, Any, twin_partition.Status]]
+    tell: Callable[[], None]
     is_behind: Callable[[], bool]
 
 
@@ -219,8 +221,12 @@ class ClaimedTenure:
             self._taken_at = clock.monotonic()
         # Partitions that started together don't take theirs together.
         await clock.sleep(interval_s * (zlib.crc32(self._place.identity.shard_id.encode()) % 1_000) / 1_000)
+        told: tuple[bool, bool] | None = None
         while True:
             wait_s = interval_s if await self._take_or_tell() else min(interval_s, RETRY_S_MAX)
+            # Whether it can be moved safely hangs on these two.
+            if told != (told := (self.checkpoint is not None, self.is_checkpoint_stale)):
+                self._outlook.tell()
             await clock.sleep(wait_s)
 
     async def _take_or_tell(self) -> bool:

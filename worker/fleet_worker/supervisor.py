@@ -239,7 +239,8 @@ class Supervisor:
         async def ask() -> twin_partition.Status:
             return await local.ownership.report(held.shard_id, lambda status: status)
 
-        outlook = claimed.Outlook(local.name, self._known_one, ask, self._is_behind)
+        tell = functools.partial(self._reporter.tell, held.shard_id)
+        outlook = claimed.Outlook(local.name, self._known_one, ask, tell, self._is_behind)
         return claimed.ClaimedTenure(self._around, local.checkpoints, place, local.start, outlook)
 
     def _known_one(self, shard_id: str) -> twin_partition.TwinPartition | None:
