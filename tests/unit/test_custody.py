@@ -34,8 +34,8 @@ def standing(worker: str = "worker-0", epoch: int = 3, *, final: bool = False) -
     )
 
 
-def claim(worker: str, epoch: int, takeover: int = 0) -> claims.Claim:
-    return claims.Claim(custodies.IDENTITY, worker, epoch, takeover)
+def claim(worker: str, epoch: int, takeover: int = 0, first_epoch: int = 1) -> claims.Claim:
+    return claims.Claim(custodies.IDENTITY, worker, epoch, takeover, first_epoch)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,11 @@ def claim(worker: str, epoch: int, takeover: int = 0) -> claims.Claim:
         (None, claim("worker-0", 1), None),
         (None, claim("worker-0", 2), "its manifest is lost"),
         (None, claim("worker-0", 2, takeover=2), "its manifest is lost"),
+        # Its first assignees never claimed.
+        (None, claim("worker-1", 3, first_epoch=3), None),
+        (None, claim("worker-1", 4, first_epoch=3), "its manifest is lost"),
+        (None, claim("worker-1", 1, first_epoch=3), "its manifest is lost"),
+        (standing(), claim("worker-1", 4, first_epoch=4), "hasn't released it"),
         # Final: free, at its epoch or above.
         (standing(final=True), claim("worker-1", 4), None),
         (standing(final=True), claim("worker-1", 3), None),
@@ -150,6 +155,20 @@ def test_a_refused_claim_may_be_made_again_with_a_higher_epoch() -> None:
             await mine.claim(2)
         await mine.claim(4, takeover=4)
         assert world.standing().epoch == 4
+
+    in_world(test)
+
+
+def test_a_first_claim_may_come_late_and_meets_who_was_quicker() -> None:
+    """worker-0 was named first and thought dead before it claimed."""
+
+    async def test(world: custodies.World) -> None:
+        late, second = world.custody("worker-0"), world.custody("worker-1")
+        assert await second.claim(2, first_epoch=2) is None
+        assert world.standing().epoch == 2
+        with pytest.raises(errors.ClaimRefusedError) as told:
+            await late.claim(1)
+        assert told.value.manifest_epoch == 2
 
     in_world(test)
 

@@ -143,7 +143,7 @@ class ClaimedTenure:
                 self._around.clock,
                 2 * self._checkpoints.interval_s,
             )
-        self._before = await self._asking.claim(spec.epoch, spec.takeover)
+        self._before = await self._asking.claim(spec.epoch, spec.takeover, spec.first_epoch)
         self._custody, self._spec = self._asking, spec
 
     # ── the environment ──────────────────────────────────────────────────────────────────────────────────────────

@@ -95,14 +95,16 @@ class Custody:
     def is_fenced(self) -> bool:
         return self._fenced is not None
 
-    async def claim(self, epoch: int, takeover: int = 0) -> fleet_manifest.Manifest | None:
-        """What stood there before, None at the very first claim. Its checkpoint stays in the new manifest.
+    async def claim(
+        self, epoch: int, takeover: int = 0, first_epoch: int = claims.FIRST_EPOCH
+    ) -> fleet_manifest.Manifest | None:
+        """What stood there before, None at the very first claim. Its checkpoint stays in the new manifest. Parameters: claims.Claim.
 
         Raises ClaimRefusedError (nothing changed), FencedError (another one claimed while this one did),
         ObjectStoreUnavailableError (unknown: call it again), ObjectStoreRefusedError, CheckpointBrokenError.
         """
         assert epoch >= claims.FIRST_EPOCH, f"epoch {epoch}"
-        asked = claims.Claim(self._identity, self._worker, epoch, takeover)
+        asked = claims.Claim(self._identity, self._worker, epoch, takeover, first_epoch)
         async with self._exclusive():
             for _ in range(SETTLE_TRIES_MAX):
                 asked_at_s = self._clock.monotonic()

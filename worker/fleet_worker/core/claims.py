@@ -18,24 +18,26 @@ def manifest_key(shard_id: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Claim:
-    """What someone asks for. takeover: the epoch for which the control plane grants it, 0 = none."""
+    """What someone asks for. takeover: the epoch for which the control plane grants it, 0 = none. first_epoch: the one claim that may
+    find no manifest; above 1 where no assignee of before ever told of a claim."""
 
     identity: partition.PartitionIdentity
     worker: str
     epoch: int
     takeover: int = 0
+    first_epoch: int = FIRST_EPOCH
 
 
 def refusal(found: manifest.Manifest | None, claim: Claim) -> str | None:
     """Why the manifest doesn't let the claim pass, and what to do; None when it does (design invariant 4)."""
     shard_id = claim.identity.shard_id
     if found is None:
-        if claim.epoch == FIRST_EPOCH:
+        if claim.epoch == claim.first_epoch:
             return None
         return (
-            f"partition {shard_id}: there is no {manifest_key(shard_id)}, though at epoch {claim.epoch} there was one: its manifest is lost, "
+            f"partition {shard_id}: there is no {manifest_key(shard_id)} at epoch {claim.epoch}, though it was claimed before: its manifest is lost, "
             "or spec.checkpoint names another bucket or prefix; name the right one or bring the object back. Only if its twins may be "
-            "lost, too: delete its TwinPartition, and it begins anew at epoch 1"
+            "lost, too: delete its TwinPartition, and it begins anew"
         )
     if found.identity != claim.identity:
         return _of_another_partition(found.identity, claim.identity)
