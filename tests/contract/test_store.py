@@ -12,7 +12,7 @@ import pytest
 from fleet_model import hashing, partition, spec
 from fleet_worker import errors
 from fleet_worker.adapters import lmdb_store, memory_store
-from fleet_worker.core import commits, twins
+from fleet_worker.core import commits, twin_rows, twins
 from tests.support import commits as build
 
 IDENTITY = partition.PartitionIdentity("default", "fleet", "telemetry", "shardId-000000000000")
@@ -379,3 +379,68 @@ def test_a_store_that_has_begun_is_not_copied_over(make: Make) -> None:
     with pytest.raises(AssertionError, match="begun"):
         copy_range(child, [parent], LOWER, build.state(2))
     assert child.count() == 1
+
+
+def test_sorted_rows_are_appended_without_beginning_the_store(make: Make) -> None:
+    store, appended = make(), make()
+    rows = build.twin_rows(names(6_000), extras={"device-5": build.extra(61.5)}, telemetry={"device-6": None})
+    store.commit(build.commit(rows))
+    for first in (0, 2_000):
+        last = 2_000 if first == 0 else 6_000
+        appended.append(twin_rows.cut(rows, first, last))
+        assert appended.state == commits.PartitionState()
+        assert appended.count() == last
+    assert everything(appended) == everything(store)
+    assert appended.telemetry(names(6_000)) == store.telemetry(names(6_000))
+    assert list(appended.fetch(["device-5"]).extras.values()) == [build.extra(61.5)]
+    appended.append(commits.no_rows())
+    appended.commit(build.commit(["one more"], number=2))
+    assert appended.count() == 6_001
+
+
+def test_rows_that_are_not_beyond_those_that_are_there_are_not_appended(make: Make) -> None:
+    store = make()
+    rows = build.twin_rows(names(10))
+    store.append(twin_rows.cut(rows, 3, 6))
+    for first in (0, 5):
+        with pytest.raises(AssertionError, match="beyond"):
+            store.append(twin_rows.cut(rows, first, first + 1))
+    assert list(everything(store)) == list(rows.device_ids[3:6])
+    store.append(twin_rows.cut(rows, 6, 10))
+    assert store.count() == 7
+
+
+def test_clearing_leaves_the_state_and_nothing_else(store: Store) -> None:
+    entries = [build.outbox_entry(1)]
+    store.commit(
+        build.commit(names(10), outbox=(entries, []), dead_letters=[build.dead_letter(1)], index=([(5, "a")], []))
+    )
+    store.clear()
+    assert (store.state, store.count(), store.outbox()) == (build.state(1), 0, [])
+    assert (store.dead_letters(10), store.index_before(2**60, 10)) == ([], [])
+    store.commit(build.commit(["a"], number=2, dead_letters=[build.dead_letter(2)]))
+    assert store.dead_letters(10) == [build.dead_letter(2)]
+    assert store.count() == 1
+
+
+def test_a_snapshot_sees_one_moment_and_knows_what_changed_since_a_commit(store: Store) -> None:
+    store.commit(build.commit(names(6_000), outbox=([build.outbox_entry(1)], []), dead_letters=[build.dead_letter(1)]))
+    store.commit(build.commit(["device-3", "device-5"], number=2))
+    before = everything(store)
+    with store.snapshot() as snapshot:
+        store.commit(build.commit(names(50), number=3, deleted=["device-100"], outbox=([], [1])))
+        assert (snapshot.state, snapshot.count()) == (build.state(2), 6_000)
+        assert (snapshot.outbox(), snapshot.dead_letters(5)) == ([build.outbox_entry(1)], [build.dead_letter(1)])
+        seen = {name: rows.rows[at].tobytes() for rows in snapshot.scan() for at, name in enumerate(rows.device_ids)}
+        assert seen == before
+        chunks = list(snapshot.scan(with_telemetry=True, changed_after=1))
+        assert len(chunks) > 1
+        changed = {name: rows.telemetry[at] for rows in chunks for at, name in enumerate(rows.device_ids)}
+        assert changed == {"device-3": b"telemetry of device-3", "device-5": b"telemetry of device-5"}
+        assert [name for rows in snapshot.scan(changed_after=2) for name in rows.device_ids] == []
+        inside = [name for rows in snapshot.scan(LOWER, changed_after=0) for name in rows.device_ids]
+        assert inside == in_key_order([name for name in names(6_000) if hashing.hash_key(name) in LOWER])
+    with store.snapshot() as snapshot:
+        assert snapshot.state == build.state(3)
+        changed_ids = [name for rows in snapshot.scan(changed_after=2) for name in rows.device_ids]
+        assert changed_ids == in_key_order(names(50))

@@ -169,7 +169,10 @@ class Checkpointer:
             started_s = time.thread_time()
             return job(), time.thread_time() - started_s
 
-        answer, worked_s = await self._clock.in_thread(measured)
+        began_s = self._clock.monotonic()
+        answer, cpu_s = await self._clock.in_thread(measured)
+        # CPU time is never more than what passed, but where a virtual clock says that none did.
+        worked_s = min(cpu_s, self._clock.monotonic() - began_s)
         rest_s = self._pace.rest_s(worked_s) if rests else 0.0
         if rest_s > 0:
             await self._clock.sleep(rest_s)
@@ -364,8 +367,10 @@ class _Uploads:
             await self._last
 
     def stop(self) -> None:
+        """What is still on its way isn't wanted any more, and nobody asks how it ended."""
         if self._last is not None:
             self._last.cancel()
+            self._last.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _put(self, file: checkpoint_format.File, before: asyncio.Task[None] | None) -> None:
         if before is not None:
