@@ -1,19 +1,21 @@
-"""Judges a stopped worker by what it left: its data folder and everything on the streams, held against the reference.
+"""Judges stopped workers by what they left: partitions on their disks or in checkpoints, and everything on the streams, held against
+the reference.
 
-It takes the rules generations that the worker kept and the clock that each partition reached; everything else is the raw
-records' and the reference's. It needs a worker that has ended cleanly.
+It takes the rules generations that were kept and the clock that each partition reached; everything else is the raw
+records' and the reference's. It needs workers that have ended cleanly.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import orjson
 
 from fleet_model import partition, rules
+from fleet_worker import ports
 from fleet_worker.adapters import lmdb_store, local_folder
 from fleet_worker.core import records, twins
 from tests.reference import judge, model, raw
@@ -76,27 +78,40 @@ class Left:
 
 
 async def judged(fleet: live_fleet.LiveFleet, retention_ms: int = 86_400_000) -> Judgement:
-    kinesis = fleet.streams
+    """One worker's, by its data folder."""
     with local_folder.LocalFolder(fleet.data_folder, fleet.spec().namespace, fleet.spec().name) as folder:
-        generations = folder.generations
-        shards = await kinesis.shards(fleet.stream(live_fleet.TELEMETRY))
-        telemetry = await kinesis.read(fleet.stream(live_fleet.TELEMETRY))
-        found = Judgement(generations=len(generations))
-        partitions: dict[str, Partition] = {}
-        for shard in shards:
-            read = telemetry[shard.shard_id]
-            left = _left(fleet, folder, shard) if shard.shard_id in folder.partitions() else None
-            one = _modelled(fleet.identity(shard), read, left, generations, retention_ms)
-            parents = [partitions[parent].model for parent in shard.parents if parent in partitions]
-            if parents:
-                one.expected += one.model.inherit(parents)
-            one.expected += one.model.apply(one.events)
-            if left is not None:
-                one.expected += one.model.advance(left.clock_ms)
-            partitions[shard.shard_id] = one
-            found.records += len(read)
-            found.twins += len(one.model.twins)
-            found.problems += _position(one, read) + _twins(one)
+        shards = await fleet.streams.shards(fleet.stream(live_fleet.TELEMETRY))
+        there = folder.partitions()
+        lefts = {shard.shard_id: left_on_disk(fleet, folder, shard) for shard in shards if shard.shard_id in there}
+        return await judged_by(fleet, folder.generations, lefts, retention_ms)
+
+
+async def judged_by(
+    fleet: live_fleet.LiveFleet,
+    generations: Sequence[rules.RulesGeneration],
+    lefts: Mapping[str, Left],
+    retention_ms: int = 86_400_000,
+) -> Judgement:
+    """lefts: what is left of each partition that was ever opened, by shard id, wherever that lay."""
+    kinesis = fleet.streams
+    shards = await kinesis.shards(fleet.stream(live_fleet.TELEMETRY))
+    telemetry = await kinesis.read(fleet.stream(live_fleet.TELEMETRY))
+    found = Judgement(generations=len(generations))
+    partitions: dict[str, Partition] = {}
+    for shard in shards:
+        read = telemetry[shard.shard_id]
+        left = lefts.get(shard.shard_id)
+        one = _modelled(fleet.identity(shard), read, left, generations, retention_ms)
+        parents = [partitions[parent].model for parent in shard.parents if parent in partitions]
+        if parents:
+            one.expected += one.model.inherit(parents)
+        one.expected += one.model.apply(one.events)
+        if left is not None:
+            one.expected += one.model.advance(left.clock_ms)
+        partitions[shard.shard_id] = one
+        found.records += len(read)
+        found.twins += len(one.model.twins)
+        found.problems += _position(one, read) + _twins(one)
     found.expected = [effect for one in partitions.values() for effect in one.expected]
     await _judge_effects(fleet, found, resharded=any(shard.parents for shard in shards))
     found.misrouted, wrong = _misrouted(partitions.values())
@@ -116,22 +131,28 @@ def _modelled(
     return Partition(identity, events, left, model.ReferenceFleet(identity, generations, retention_ms))
 
 
-def _left(fleet: live_fleet.LiveFleet, folder: local_folder.LocalFolder, shard: partition.Shard) -> Left:
+def left_on_disk(fleet: live_fleet.LiveFleet, folder: local_folder.LocalFolder, shard: partition.Shard) -> Left:
+    """Of a worker that ended cleanly."""
     store = lmdb_store.LmdbTwinStore.open(
         folder.partition_folder(shard.shard_id), fleet.identity(shard), fleet.spec().storage, BOOT_ID
     )
     try:
         assert store.discarded is None, f"{shard.shard_id}: {store.discarded}"
-        rows = {}
-        for chunk in store.scan():
-            for index, device_id in enumerate(chunk.device_ids):
-                extra = chunk.extras.get(index)
-                unpacked = None if extra is None else np.frombuffer(extra, dtype=twins.EXTRA_DTYPE)[0]
-                rows[device_id] = (chunk.rows[index], unpacked, chunk.telemetry[index])
-        state = store.state
-        return Left(state.clock_ms, state.position, rows, store.dead_letters(10_000), len(store.outbox()))
+        return left_in(store)
     finally:
         store.close()
+
+
+def left_in(store: ports.TwinStore) -> Left:
+    """What a store holds, wherever it came from."""
+    rows = {}
+    for chunk in store.scan():
+        for index, device_id in enumerate(chunk.device_ids):
+            extra = chunk.extras.get(index)
+            unpacked = None if extra is None else np.frombuffer(extra, dtype=twins.EXTRA_DTYPE)[0]
+            rows[device_id] = (chunk.rows[index], unpacked, chunk.telemetry[index])
+    state = store.state
+    return Left(state.clock_ms, state.position, rows, store.dead_letters(10_000), len(store.outbox()))
 
 
 def _position(one: Partition, read: Sequence[streams.Record]) -> list[str]:

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,11 +42,20 @@ class WorkerFailedError(AssertionError):
 class WorkerProcess:
     """`async with WorkerProcess(fleet_path, data_folder, log_path) as worker`: nothing runs until `start`."""
 
-    def __init__(self, fleet_path: Path, data_folder: Path, log_path: Path) -> None:
+    def __init__(
+        self,
+        fleet_path: Path,
+        data_folder: Path,
+        log_path: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> None:
+        """options: further ones of the command. environment: besides the dummy credentials."""
         self._command = [
             *(sys.executable, "-m", "fleet_cli", "worker"),
-            *("--fleet", str(fleet_path), "--data", str(data_folder), "--port", "0"),
+            *("--fleet", str(fleet_path), "--data", str(data_folder), "--port", "0", *options),
         ]
+        self._environment = environment
         self._log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -61,7 +71,7 @@ class WorkerProcess:
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env=aws_env.environment(PYTHONUNBUFFERED="1"),
+                env=aws_env.environment(PYTHONUNBUFFERED="1", **self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -115,12 +125,12 @@ class WorkerProcess:
 
     async def status(self) -> dict[str, Any] | None:
         """/v1/status; None while it doesn't answer yet. Raises WorkerFailedError when the process has ended by itself."""
-        if not await self._listens():
+        if not self._listens():
             return None
         try:
             return await self.get("/v1/status")
         except (aiohttp.ClientError, TimeoutError):
-            self._check_alive()
+            self.check_alive()
             return None
 
     async def get(self, path: str) -> dict[str, Any]:
@@ -146,24 +156,33 @@ class WorkerProcess:
     def is_running(self) -> bool:
         return self._process is not None
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether this start has told its address already; before that it may not stop in a clean way."""
+        if not self._url and self._process is not None:
+            self._look_for_address()
+        return bool(self._url)
+
     def _running(self) -> subprocess.Popen[bytes]:
-        self._check_alive()
+        self.check_alive()
         assert self._process is not None, "no worker runs"
         return self._process
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises WorkerFailedError when the process has ended by itself."""
         if self._process is not None and self._process.poll() is not None:
             raise WorkerFailedError(f"ended by itself with {self._process.returncode}:\n{self.log()}")
 
-    async def _listens(self) -> bool:
+    def _listens(self) -> bool:
         """Whether the log of this start tells an address already."""
-        self._check_alive()
-        if not self._url:
-            with self._log_path.open("rb") as log:
-                log.seek(self._log_start)
-                found = _ADDRESS.search(log.read().decode(errors="replace"))
-            self._url = found[1] if found else ""
-        return bool(self._url)
+        self.check_alive()
+        return self.has_answered
+
+    def _look_for_address(self) -> None:
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_start)
+            found = _ADDRESS.search(log.read().decode(errors="replace"))
+        self._url = found[1] if found else ""
 
     async def __aenter__(self) -> WorkerProcess:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10))
