@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from fleet_model import spec, twin_partition
+from fleet_model import planner, spec, twin_partition
 from fleet_worker import errors, ports
 from tests.sim import surroundings
 
@@ -36,38 +36,50 @@ class ControlLoop:
         known = await self._plane.partitions()
         beats = await self._plane.heartbeats()
         now_ms = self._clock.wall_ms()
-        live = [
-            f"worker-{number}"
-            for number in range(self._wanted())
-            if f"worker-{number}" in beats and now_ms - beats[f"worker-{number}"].time_ms < SILENT_MS
+        workers = [
+            planner.Worker(
+                name, int(name[-1]), now_ms - beat.time_ms < SILENT_MS and beat.ready, int(name[-1]) >= self._wanted()
+            )
+            for name, beat in beats.items()
         ]
-        if not live:
-            return
-        for place, shard in enumerate(shards):
-            entry = known.get(shard.shard_id)
-            if entry is None:
+        live = {name for name, beat in beats.items() if now_ms - beat.time_ms < SILENT_MS}
+        open_ones = [entry for entry in known.values() if entry.status.phase is not twin_partition.Phase.CLOSED]
+        wished = planner.plan(
+            [planner.Partition(entry.spec.shard_id, entry.spec.hash_key_range) for entry in open_ones],
+            workers,
+            {entry.spec.shard_id: entry.spec.worker if entry.spec.worker in live else "" for entry in open_ones},
+        )
+        for shard in shards:
+            if shard.shard_id not in known:
                 made = twin_partition.Spec(
-                    self._fleet.name,
-                    "telemetry",
-                    shard.shard_id,
-                    shard.hash_key_range,
-                    shard.parents,
-                    live[place % len(live)],
-                    1,
-                    assigned_ms=now_ms,
+                    self._fleet.name, "telemetry", shard.shard_id, shard.hash_key_range, shard.parents
                 )
                 name = twin_partition.object_name(self._fleet.name, shard.shard_id)
                 await self._plane.create(twin_partition.TwinPartition(self._fleet.namespace, name, made))
+        for entry in open_ones:
+            wish = wished[entry.spec.shard_id]
+            old, status = entry.spec, entry.status
+            epoch = max(old.epoch, status.manifest_epoch) + 1
+            named = dataclasses.replace(
+                old, worker=wish, epoch=epoch, assigned_ms=now_ms, standby=(), standby_ms=0, first_epoch=old.first_epoch
+            )
+            if status.epoch == 0:
+                named = dataclasses.replace(named, first_epoch=epoch)
+            new = old
+            if not wish:
                 continue
-            refused = entry.status.manifest_epoch >= entry.spec.epoch
-            if (entry.spec.worker not in live and entry.status.phase is not twin_partition.Phase.CLOSED) or refused:
-                epoch = max(entry.spec.epoch, entry.status.manifest_epoch) + 1
-                if entry.status.epoch == 0:
-                    changed = dataclasses.replace(
-                        entry.spec, worker=live[place % len(live)], epoch=epoch, takeover=epoch, first_epoch=epoch
-                    )
-                else:
-                    changed = dataclasses.replace(
-                        entry.spec, worker=live[place % len(live)], epoch=epoch, takeover=epoch
-                    )
-                await self._plane.update_spec(shard.shard_id, changed, entry.resource_version)
+            if old.worker not in live:
+                new = dataclasses.replace(named, takeover=epoch)
+            elif status.manifest_epoch >= old.epoch:
+                new = dataclasses.replace(named, worker=old.worker, takeover=epoch)
+            elif wish != old.worker and status.phase is twin_partition.Phase.RUNNING and status.epoch == old.epoch:
+                warm = [standing.worker for standing in status.standby if standing.warm]
+                if wish not in old.standby:
+                    new = dataclasses.replace(old, standby=(wish,), standby_ms=now_ms)
+                elif wish in warm:
+                    new = named
+            elif now_ms - old.assigned_ms > 60_000 and status.epoch != old.epoch:
+                new = dataclasses.replace(named, takeover=epoch)
+            if new != old:
+                with contextlib.suppress(errors.PreconditionFailedError):
+                    await self._plane.update_spec(old.shard_id, new, entry.resource_version)
