@@ -126,6 +126,17 @@ class _Delivery:
         """One file of all pieces."""
         work = self._opened.clock.in_thread
         writer = await work(functools.partial(writers.writer, self._order.form, sink, self._schema))
+        try:
+            await self._fill(writer, pieces)
+        except BaseException:
+            writer.abandon()
+            raise
+        await work(writer.finish)
+        if self._order.out is not None:
+            self._bytes += sink.tell()
+
+    async def _fill(self, writer: writers.Writer, pieces: Sequence[exporting.Piece]) -> None:
+        work = self._opened.clock.in_thread
         found = exporting.tables(self._opened, pieces, self._order.wanted, self._names, self._advance)
         async with contextlib.aclosing(found):  # type: ignore[type-var]
             async for _, table in found:
@@ -133,9 +144,6 @@ class _Delivery:
                 if self._order.wanted.devices:
                     self.seen.update(name.encode() for name in table["device_id"].to_pylist())
                 await work(functools.partial(writer.write, table.select(self._order.names)))
-        await work(writer.finish)
-        if self._order.out is not None:
-            self._bytes += sink.tell()
 
     async def into_folder(self, folder: pathlib.Path) -> None:
         """A file for each partition that has twins."""

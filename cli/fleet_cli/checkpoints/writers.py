@@ -7,6 +7,7 @@ back: whoever reads it learns from the exit code whether it is all.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pathlib
 import shutil
@@ -40,6 +41,9 @@ class Writer(Protocol):
     def finish(self) -> None:
         """All is written. The sink stays open."""
 
+    def abandon(self) -> None:
+        """Not all will be written: nothing that would make it look whole goes to the sink."""
+
 
 def writer(form: str, sink: IO[bytes], schema: pa.Schema) -> Writer:
     match form:
@@ -55,7 +59,8 @@ class ParquetWriter:
     def __init__(self, sink: IO[bytes], schema: pa.Schema) -> None:
         import pyarrow.parquet as pq
 
-        self._writer = pq.ParquetWriter(sink, schema, compression="zstd")
+        self._valve = _Valve(sink)
+        self._writer = pq.ParquetWriter(self._valve, schema, compression="zstd")
         self._waiting: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
@@ -68,12 +73,32 @@ class ParquetWriter:
             self._write_group()
         self._writer.close()
 
+    def abandon(self) -> None:
+        """Arrow writes the footer whenever it lets go of a file; this one is to have none."""
+        self._valve.is_shut = True
+        self._writer.close()
+
     def _write_group(self) -> None:
         import pyarrow as pa
 
         group = pa.concat_tables(self._waiting)
         self._waiting = []
         self._writer.write_table(group, row_group_size=len(group))
+
+
+class _Valve(io.RawIOBase):
+    """A sink that can be shut: what is written then goes nowhere."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self.is_shut = False
+        self._sink = sink
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return len(data) if self.is_shut else self._sink.write(data)
 
 
 class CsvWriter:
@@ -91,6 +116,9 @@ class CsvWriter:
 
     def finish(self) -> None:
         self._writer.close()
+
+    def abandon(self) -> None:
+        """Lines are all there is."""
 
 
 class JsonLinesWriter:
@@ -113,6 +141,9 @@ class JsonLinesWriter:
 
     def finish(self) -> None:
         """Every line is whole already."""
+
+    def abandon(self) -> None:
+        """Lines are all there is."""
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
