@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sim e2e bench proto requirements clean
+.PHONY: help setup demo test lint sim sim-mutants e2e bench proto requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 SEEDS ?= 500
 
 help: ## what there is (this list)
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.project ## .venv with the project and its tools: .venv/bin/fleet-twin
 
@@ -26,8 +26,12 @@ $(VENV)/.project: requirements-dev.txt pyproject.toml scripts/make_venv.sh
 demo: setup ## the whole system on this machine: simulated fleet, embedded Kinesis and S3, live view [DURATION=seconds]
 	@$(VENV)/bin/fleet-twin demo $(if $(DURATION),--duration $(DURATION)) $(DEMO_ARGS)
 
-sim: setup ## seeded runs of the pipeline in virtual time, with restarts and full disks, judged by the reference [SEEDS=500]
-	@SIM_SEEDS=$(SEEDS) $(VENV)/bin/python -m pytest tests/sim $(PYTEST_ARGS)
+sim: setup ## seeded runs in virtual time, of a pipeline and of whole fleets, with every fault there is [SEEDS=500] (docs/simulator.md)
+	@SIM_SEEDS=$(SEEDS) $(VENV)/bin/python -m pytest tests/sim/test_sim.py $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m tests.sim.fleet_runs --seeds $(SEEDS)
+
+sim-mutants: setup ## plants bugs in the production code, one at a time, and looks whether the simulator finds them
+	@$(VENV)/bin/python -m tests.sim.mutants
 
 e2e: setup ## real worker processes against real emulators: kills, splits, outages, full disks, the AWS CLI
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import os
 import sys
 import time
+from collections.abc import Sequence
 
 from tests.sim import schedule, world
 
@@ -56,35 +58,46 @@ def checked(seed: int, coverage: Coverage) -> str:
     planned = schedule.draw(seed)
     outcome = world.run(planned)
     coverage.add(outcome)
-    return told(planned, outcome) if outcome.problems else ""
+    return _told(planned, outcome) if outcome.problems else ""
 
 
-def told(planned: schedule.Schedule, outcome: world.Outcome) -> str:
+def told_smaller(seed: int, kinds: Sequence[schedule.Kind] = schedule.TROUBLES) -> str:
+    """Of a seed that fails."""
+    planned = schedule.draw(seed, kinds)
+    return _told(planned, world.run(planned))
+
+
+def _told(planned: schedule.Schedule, outcome: world.Outcome) -> str:
     until_s = time.monotonic() + SHRINK_S_MAX
 
     def fails(fewer: schedule.Schedule) -> bool:
         return time.monotonic() < until_s and bool(world.run(fewer).problems)
 
     fewest = schedule.smaller(planned, fails)
-    smallest = world.run(fewest)
-    problems = "\n".join(smallest.problems)[:TOLD_CHARACTERS_MAX]
+    problems = "\n".join(world.run(fewest).problems)[:TOLD_CHARACTERS_MAX]
     return (
         f"SIM_SEED={planned.setting.seed} fails: {outcome.problems[0][:500]}\n"
         f"made smaller, from {len(planned.events)} events to {len(fewest.events)}:\n{fewest}\n{problems}"
     )
 
 
-def block(first: int, last: int) -> tuple[Coverage, list[str]]:
+def block(seeds: Sequence[int]) -> tuple[Coverage, list[str]]:
+    """What was met, and what failed."""
     coverage = Coverage()
-    found = [problems for seed in range(first, last) if (problems := checked(seed, coverage))]
+    found = [problems for seed in seeds if (problems := checked(seed, coverage))]
     return coverage, found
+
+
+def processes() -> int:
+    """One a core."""
+    return os.cpu_count() or 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Seeded runs of whole fleets, each judged by the reference.")
     parser.add_argument("--seeds", type=int, default=500)
     parser.add_argument("--first", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=processes())
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--show", action="store_true", help="its schedule")
     parser.add_argument("--smaller", action="store_true", help="made smaller when it fails")
@@ -102,16 +115,16 @@ def _one(seed: int, *, show: bool, make_smaller: bool) -> int:
     print("\n".join(outcome.problems) or "nothing is wrong")
     print(f"{outcome.seconds:.0f} s of virtual time, digest {outcome.digest}\n{outcome.judgement}")
     if outcome.problems and make_smaller:
-        print(told(planned, outcome))
+        print(_told(planned, outcome))
     return 1 if outcome.problems else 0
 
 
-def _many(seeds: range, processes: int) -> int:
+def _many(seeds: range, count: int) -> int:
     began = time.monotonic()
     coverage, failed = Coverage(), 0
-    blocks = [(first, min(first + BLOCK, seeds.stop)) for first in range(seeds.start, seeds.stop, BLOCK)]
-    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        for part, found in pool.map(block, *zip(*blocks, strict=True)):
+    blocks = [seeds[first : first + BLOCK] for first in range(0, len(seeds), BLOCK)]
+    with concurrent.futures.ProcessPoolExecutor(count) as pool:
+        for part, found in pool.map(block, blocks):
             coverage.join(part)
             failed += len(found)
             for problems in found:

@@ -1,17 +1,16 @@
 """Seeded runs of the production pipeline in virtual time, with restarts and full disks, each judged by the reference.
 
-make sim SEEDS=2000                       so many
-SIM_SEED=17 pytest tests/sim -s           one that failed, again: it replays identically
+make sim SEEDS=2000                              so many, and of whole fleets as well
+SIM_SEED=17 pytest tests/sim/test_sim.py -s      one that failed, again: it replays identically
 """
 
 from __future__ import annotations
 
 import os
-import random
 
 import pytest
 
-from tests.property import driving, histories, piping
+from tests.sim import pipeline_runs
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "100"))
 SEED = os.environ.get("SIM_SEED")
@@ -24,16 +23,5 @@ _seeds = [int(SEED)] if SEED else list(range(1, SEEDS + 1))
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(0, len(_seeds), BLOCK))
 def test_seeded_runs_equal_the_reference(first: int) -> None:
-    failed: dict[int, list[str]] = {}
-    for seed in _seeds[first : first + BLOCK]:
-        randomness = random.Random(seed)
-        history = histories.draw(randomness, records_max=60)
-        manner = piping.Manner(
-            randomness, rows_max=randomness.choice([0, 1, 2, 3]), restarts=randomness.randint(0, 3), full_percent=15
-        )
-        run = piping.run(history, manner)
-        if run.outcome is None:
-            failed[seed] = ["the run came to no end"]
-        elif found := driving.disagreements(history, run.outcome):
-            failed[seed] = found
+    failed = {seed: found for seed in _seeds[first : first + BLOCK] if (found := pipeline_runs.checked(seed))}
     assert not failed, "\n".join(f"SIM_SEED={seed}: {line}" for seed, lines in failed.items() for line in lines)

@@ -16,10 +16,11 @@ import functools
 import logging
 import random
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import ClassVar
 from unittest import mock
 
+from fleet_cli.control import loop
 from fleet_model import manifest, parse, partition, spec, twin_partition
 from fleet_proto import fleet_pb2
 from fleet_worker import (
@@ -35,7 +36,7 @@ from fleet_worker import (
 )
 from fleet_worker import surroundings as worker_surroundings
 from fleet_worker.adapters import kinesis, kinesis_source, memory_disk, memory_kinesis, memory_store
-from tests.sim import control_loop, judge, processes, schedule, surroundings, watch
+from tests.sim import judge, processes, schedule, surroundings, watch
 from tests.sim.schedule import Event, Kind
 from tests.support import fleets
 
@@ -113,6 +114,7 @@ def coarse() -> Iterator[None]:
     with (
         mock.patch.object(reading, "READ_WAIT_S", 3.0),
         mock.patch.object(standby, "LOOK_EVERY_S", 4.0),
+        mock.patch.object(loop, "ROUND_S", 2.0),
         mock.patch.object(checkpointing, "COLLECT_AGE_MS", 45_000),
         mock.patch.object(checkpointing, "time", _Timed()),
     ):
@@ -267,16 +269,21 @@ class World:
         api = surroundings.Kinesis(self.kinesis, process, self.loop_network, self.watch)
         connection = kinesis.KinesisConnection(api, random.Random(f"{self.setting.seed} {process}"))
         stream = connection.stream(TELEMETRY, self.clock, PACING)
-        loop = control_loop.ControlLoop(self.control, stream, self.clock, self.fleet, lambda: self.wanted)
+        kept = self.control.known_generations()[-1]
+        fleet = dataclasses.replace(self.fleet, rules=kept.default, profiles=kept.profiles)
+        control_loop = loop.ControlLoop(self.control, stream, fleet, self.clock, self._is_leaving)
 
         async def main() -> None:
             try:
-                await loop.run()
+                await control_loop.run(_no_edits())
             except Exception:  # noqa: BLE001
                 if not process.is_dead:
                     self._problem(f"the control loop ended by a bug: {traceback.format_exc()}")
 
         process.start(main())
+
+    def _is_leaving(self, name: str) -> bool:
+        return loop.ordinal_of(name) >= self.wanted
 
     def _scale_down(self) -> None:
         """Workers that are no longer wanted stop once they own nothing, the last one first."""
@@ -640,6 +647,12 @@ class World:
         assert stands.checkpoint is not None
         await restoring.restore(objects, stands, store, self.clock)
         return dataclasses.replace(judge.left(f"{shard_id} in S3", store.contents), outbox=0)
+
+
+async def _no_edits() -> AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]:
+    """The world stamps edits itself, when all can hear of them."""
+    await asyncio.Event().wait()
+    yield parse.InvalidFleetError(())
 
 
 def _committed(disk: memory_disk.MemoryDisk) -> set[bytes]:

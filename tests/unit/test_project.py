@@ -128,7 +128,7 @@ def test_make_lists_every_target() -> None:
     phony = set(re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)[0].split())
     shown = set(
         re.findall(
-            r"^  make (\w+)",
+            r"^  make ([\w-]+)",
             subprocess.run(["make"], cwd=ROOT, capture_output=True, check=True, text=True).stdout,
             re.M,
         )
