@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from fleet_worker.adapters import allocation
+
 ALLOCATE_IN_THREADS = """
 import re, sys, threading
 from fleet_worker.adapters import allocation
@@ -37,3 +39,28 @@ def test_threads_share_one_arena() -> None:
         return int(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
 
     assert unused_parts("one") < unused_parts("many")
+
+
+HOLES_ARE_LEFT = """
+import re
+from fleet_worker.adapters import allocation
+def anonymous_kb():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+blocks = [bytearray(20_000) for _ in range(5_000)]
+del blocks[:-1]
+before = anonymous_kb()
+allocation.RETURN_EVERY_S = 0
+assert allocation.Returns().if_due()
+print(before - anonymous_kb())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps holes that it can be asked for")
+def test_holes_go_back_to_the_kernel() -> None:
+    command = [sys.executable, "-c", HOLES_ARE_LEFT]
+    assert int(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout) > 50_000
+
+
+def test_it_is_not_done_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "RETURN_EVERY_S", 3600)
+    assert not allocation.Returns().if_due()

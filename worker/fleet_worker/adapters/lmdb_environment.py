@@ -18,6 +18,7 @@ import lmdb
 
 from fleet_model import spec
 from fleet_worker import errors
+from fleet_worker.adapters import allocation
 
 DATABASES = ("twins", "outbox", "dead_letters", "offline_index", "meta")
 READERS_MAX = 126
@@ -179,6 +180,7 @@ class Environment:
                 f"{self.path}: fsync failed ({error}): the twins on this disk can't be trusted any more. "
                 f"Check the volume; the partition is restored from its checkpoint and replayed."
             ) from error
+        allocation.RETURNS.if_due()  # this thread has just waited for a disk; some milliseconds more are nothing to it
 
     def check_readers(self) -> int:
         """Frees reader slots of dead processes, which would keep old pages for ever. Returns how many there were."""
