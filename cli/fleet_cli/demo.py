@@ -11,9 +11,11 @@ from fleet_cli import console
 
 DEVICES_MAX = 100_000
 RATE_MAX = 10_000.0
+WORKERS_MAX = 16
 
 
-@click.command(name="demo", epilog=console.EXIT_CODES)
+@click.group(name="demo", invoke_without_command=True, epilog=console.EXIT_CODES)
+@click.pass_context
 @click.option(
     "--devices", type=click.IntRange(1, DEVICES_MAX), default=1000, show_default=True, metavar="N", help="How many."
 )
@@ -23,7 +25,14 @@ RATE_MAX = 10_000.0
     metavar="R",
     help="Records/s of all devices together.  [default: N/2]",
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="One, for now.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, WORKERS_MAX),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that share the fleet.",
+)
 @click.option(
     "--duration", type=click.FloatRange(1), metavar="SECONDS", help="End after this long.  [default: at Ctrl-C]"
 )
@@ -44,6 +53,7 @@ RATE_MAX = 10_000.0
     help="A new folder for fleet file, twins and logs, which stays.  [default: a temporary one]",
 )
 def command(
+    context: click.Context,
     devices: int,
     rate: float | None,
     workers: int,
@@ -54,27 +64,58 @@ def command(
 ) -> None:
     """Watch a simulated fleet being twinned, alerted and commanded. Nothing else is needed.
 
-    Starts an embedded Kinesis and S3 (moto), a worker, and a fleet of simulated devices in which some run hot, lose charge
+    Starts an embedded Kinesis and S3 (moto), workers, and a fleet of simulated devices in which some run hot, lose charge
     or fall silent; shows a live view on a terminal, plain lines elsewhere. Everything ends with Ctrl-C, and nothing
     stays but what --keep keeps.
 
     While it runs, from a second terminal: edit the fleet file whose path is shown, or ask the worker with
-    `fleet-twin twin get sensor-0`, `fleet-twin alerts`, `fleet-twin status`.
+    `fleet-twin twin get sensor-0`, `fleet-twin alerts`, `fleet-twin status`. `fleet-twin demo scale 3` changes the number of
+    workers, as do the keys + and - in the live view; `fleet-twin partitions` shows who has what.
 
     \b
     Examples:
       fleet-twin demo
       fleet-twin demo --devices 5000 --rate 2000
+      fleet-twin demo --workers 2
       fleet-twin demo --duration 60 --keep ./demo
       fleet-twin demo --fleet-file my-fleet.yaml --port 9090
 
-    Exits with 1 when the worker died, or when a run over a minute long brought no alert.
+    A worker that dies is started again. Exits with 1 when one dies again and again, or when a run over a minute long brought no
+    alert.
     """
-    if workers > 1:
-        raise click.UsageError("The demo runs one worker for now: several come with partitions that move between them.")
+    if context.invoked_subcommand is not None:
+        return
     from fleet_cli.demonstration import play
 
     default_rate = min(RATE_MAX, max(1.0, devices / 2.0))
-    options = play.Options(devices, default_rate if rate is None else rate, port, duration, fleet_path, keep)
+    options = play.Options(devices, default_rate if rate is None else rate, port, workers, duration, fleet_path, keep)
     with console.told_plainly():
         sys.exit(play.play(options))
+
+
+@command.command(name="scale", epilog=console.EXIT_CODES)
+@click.argument("workers", type=click.IntRange(1, WORKERS_MAX), metavar="N")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=pathlib.Path, file_okay=False),
+    metavar="DIR",
+    help="Of the demo, when several run.",
+)
+@click.option("--no-wait", is_flag=True, help="Return at once, not when every partition has found its place.")
+def scale(workers: int, folder: pathlib.Path | None, no_wait: bool) -> None:
+    """Change the number of workers of the demo that runs in another terminal, while records flow.
+
+    Prints each move when it is over: the partition, from which worker, to which, and how long its pause was: from the moment the
+    former owner stops reading it to the first record that the new one applies. A worker that is to leave ends once
+    it owns nothing.
+
+    \b
+    Examples:
+      fleet-twin demo scale 3
+      fleet-twin demo scale 1
+    """
+    from fleet_cli import loop, running
+    from fleet_cli.demonstration import scaling
+
+    with console.told_plainly():
+        loop.run(scaling.scale(running.find_in(folder), workers, wait=not no_wait))

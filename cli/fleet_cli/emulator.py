@@ -4,7 +4,8 @@
 demo, however that ends. Nothing is kept on disk.
 
 moto is made for tests of seconds. So that a demo may run for hours, this gives it shards that find a place in a stream without
-walking through all of it, forget what is older than KEPT_S, and take records from several connections at once.
+walking through all of it, forget what is older than KEPT_S, and take records from several connections at once; and an S3 whose
+conditional writes look and write in one step, as several workers need it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,20 @@ def light_shards() -> None:
     models.KinesisBackend._send_stream_metrics = no_metrics  # type: ignore[method-assign]
 
 
+def writes_in_one_step() -> None:
+    """moto looks at a PutObject's condition, then writes: between the two another request may have its turn."""
+    from moto.s3 import responses
+
+    alone = threading.Lock()
+    put_object = responses.S3Response.put_object
+
+    def put_object_alone(self: Any) -> Any:
+        with alone:
+            return put_object(self)
+
+    responses.S3Response.put_object = put_object_alone  # type: ignore[method-assign]
+
+
 def serve(port: int) -> None:
     """Serves until standard input ends. port: 0 = a free one."""
     import logging
@@ -100,6 +115,7 @@ def serve(port: int) -> None:
     from moto.moto_server import threaded_moto_server
 
     light_shards()
+    writes_in_one_step()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
     server = threaded_moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()

@@ -128,10 +128,14 @@ def test_wrong_usage_of_simulate_is_told(arguments: tuple[str, ...], said: str) 
     assert said in result.stderr
 
 
-def test_several_workers_in_the_demo_are_refused_for_now() -> None:
-    result = run("demo", "--workers", "2")
+def test_a_worker_that_shares_a_fleet_needs_a_name(tmp_path: pathlib.Path) -> None:
+    for missing in (["--control", str(tmp_path)], ["--name", "worker-0"]):
+        result = run("worker", "--fleet", "fleet.yaml", "--data", str(tmp_path), *missing)
+        assert result.exit_code == console.EXIT_USAGE
+        assert "--control and --name go together" in result.stderr
+    result = run("worker", "--fleet", "f", "--data", "d", "--control", str(tmp_path), "--name", "../worker")
     assert result.exit_code == console.EXIT_USAGE
-    assert "one worker for now" in result.stderr
+    assert "such as worker-0" in result.stderr
 
 
 def test_the_demo_says_how_to_get_moto_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

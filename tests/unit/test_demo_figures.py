@@ -13,6 +13,7 @@ import prometheus_client
 import pytest
 import rich.console
 
+from fleet_cli.control import moves
 from fleet_cli.demonstration import figures, stage, view
 from fleet_model import partition, rules, spec
 from fleet_proto import fleet_pb2
@@ -49,12 +50,54 @@ def alert(state: fleet_pb2.AlertState.ValueType = fleet_pb2.FIRING) -> fleet_pb2
 
 def test_figures_come_from_a_workers_metrics() -> None:
     now = figures.Figures()
-    now.take_metrics(metrics_text(), 12.0)
+    now.take_metrics({"worker": metrics_text()}, 12.0)
     assert (now.records, now.twins, now.lag_s, now.generation) == (300, 30, 2.0, 4)
     assert now.open_alerts == {"temp_spike": 2, "battery_drop": 0, "offline": 4}
     assert (now.effects, now.published, now.dead_letters) == (3, 3, 3)
     assert now.latency_p50_s == pytest.approx(0.4)
     assert now.latency_p99_s == pytest.approx(5.0, abs=0.1)
+
+
+def test_counters_of_workers_that_are_gone_count_on_and_gauges_do_not() -> None:
+    now = figures.Figures()
+    now.take_metrics({"worker-0/1": metrics_text(), "worker-1/2": metrics_text()}, 12.0)
+    assert (now.records, now.twins, now.effects) == (600, 60, 6)
+    now.take_metrics({"worker-0/1": metrics_text()}, 13.0)
+    assert (now.records, now.twins, now.effects) == (600, 30, 6)
+    now.take_metrics({"worker-0/1": metrics_text(), "worker-1/3": metrics_text()}, 14.0)
+    assert (now.records, now.twins, now.effects) == (900, 60, 9)
+    now.count("worker-1/3", metrics_text().replace("200.0", "250.0"))
+    now.take_metrics({"worker-0/1": metrics_text()}, 15.0)
+    assert now.records == 950
+
+
+def test_a_counter_that_begins_anew_goes_on_from_where_it_was() -> None:
+    counter = figures.Counter("records_total", {})
+    for told in (5.0, 7.0, 7.0, 2.0, 3.0):
+        counter.take(told)
+    assert counter.value == 10.0
+
+
+def test_what_happened_is_told_once_and_in_order() -> None:
+    now = figures.Figures(started_s=100.0)
+    now.happen("first", 90.0)
+    now.happen("second", 103.0)
+    assert now.happened_since(0) == [(0.0, "first"), (3.0, "second")]
+    assert now.happened_since(1) == [(3.0, "second")]
+    assert now.happened_since(now.happened_count) == []
+    for number in range(2 * figures.KEPT_EVENTS):
+        now.happen(str(number), 104.0)
+    assert len(now.happened_since(2)) == figures.KEPT_EVENTS
+
+
+def test_moves_are_summed_up() -> None:
+    now = figures.Figures()
+    assert not any(line.startswith("moves:") for line in view.summary(now))
+    for pause_s in (0.4, 3.0, 0.5):
+        now.move(moves.Move("shardId-000000000004", "worker-1", "worker-0", 2, pause_s), 7.0)
+    assert "moves:          3, paused 0.5 s in the middle, 3.0 s at most" in view.summary(now)
+    shared(now)
+    assert "workers=2 moves=4" in view.line(now)
 
 
 def test_rates_are_of_the_last_seconds() -> None:
@@ -92,9 +135,23 @@ def test_alerts_and_commands_are_read_in_both_formats_and_others_records_are_lef
     assert now.alerts_seen[0].state == "resolved", "the newest first"
 
 
+def shared(now: figures.Figures, partitions: int = 20) -> None:
+    """Two workers, one of which leaves, and a partition that moves."""
+    now.workers = [figures.Worker("worker-0", "ready", 12, 99.0), figures.Worker("worker-1", "leaving", 8, 9.0)]
+    now.partitions = [
+        figures.Partition(f"shardId-{number:012}", "worker-0", "Running", 1, 1_234, 4.0, "")
+        for number in range(partitions)
+    ]
+    now.partitions[-1] = figures.Partition("shardId-000000000077", "worker-1 → worker-0", "Restoring", 2, 9, None, "x")
+    now.move(moves.Move("shardId-000000000004", "worker-1", "worker-0", 2, 0.84), 7.0)
+
+
+@pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "shared"])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (110, 30), (160, 50)])
-def test_the_page_fits_its_terminal_and_keeps_its_height(width: int, height: int) -> None:
-    scene = view.Scene(1000, 500.0, "http://127.0.0.1:9090", "/tmp/fleet.yaml", "/tmp", "Time is compressed.")
+def test_the_page_fits_its_terminal_and_keeps_its_height(width: int, height: int, is_shared: bool) -> None:
+    scene = view.Scene(
+        1000, 500.0, "http://127.0.0.1:9090", "/tmp/fleet.yaml", "/tmp", "Time is compressed.", is_shared
+    )
     now = figures.Figures()
     heights = set()
     for _ in range(3):
@@ -105,19 +162,37 @@ def test_the_page_fits_its_terminal_and_keeps_its_height(width: int, height: int
         heights.add(len(lines))
         assert len(lines) <= height
         assert max(map(len, lines)) <= width
-        now.take_metrics(metrics_text(), 12.0)
+        now.take_metrics({"worker": metrics_text()}, 12.0)
         now.take_alerts([alert().SerializeToString()] * 10)
         now.rules_error = "spec.rules: is wrong\nand more"
+        shared(now)
     assert len(heights) == 1, "a page that jumps can't be read"
     text = "\n".join(lines)
-    for words in ("30 of 1,000", "offline", "/tmp/fleet.yaml", "--url http://127.0.0.1:9090", "spec.rules: is wrong"):
+    told = (
+        [
+            "shard 77",
+            "worker-1 → worker-0",
+            "1: 8 (leaving)" if width < 110 else "worker-1 8 (leaving)",
+            "move: shard 4",
+        ]
+        if is_shared
+        else []
+    )
+    for words in (
+        *told,
+        "30 of 1,000",
+        "offline",
+        "/tmp/fleet.yaml",
+        "--url http://127.0.0.1:9090",
+        "spec.rules: is wrong",
+    ):
         assert words in text
 
 
 def test_lines_and_summary_are_plain() -> None:
     now = figures.Figures()
     assert "latency_p50=–" in view.line(now)
-    now.take_metrics(metrics_text(), 12.0)
+    now.take_metrics({"worker": metrics_text()}, 12.0)
     now.take_simulator(b'{"records": 300, "lost": 2, "obeyed": 1, "late_s": 0.0}')
     now.take_simulator(b"no json")
     assert "records=300" in view.line(now)

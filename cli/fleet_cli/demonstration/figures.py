@@ -5,15 +5,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from google.protobuf import message as protobuf
 from prometheus_client import parser
 
+from fleet_cli.control import moves
 from fleet_proto import fleet_pb2
 
 KEPT_EVENTS = 40
+MOVES_KEPT = 1_000
 RATE_WINDOW_S = 10.0
 TRIGGERS = ("temp_spike", "battery_drop", "offline")
 
@@ -31,10 +33,34 @@ class Event:
     generation: int = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Worker:
+    """state: "ready", "starting", "leaving" or what else is worth a word. rate: records/s."""
+
+    name: str
+    state: str
+    partitions: int
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Partition:
+    """whose: its worker, and where it is on its way to. checkpoint_age_s: None = there is none."""
+
+    shard_id: str
+    whose: str
+    phase: str
+    epoch: int
+    twins: int
+    checkpoint_age_s: float | None
+    message: str
+
+
 @dataclasses.dataclass(slots=True)
 class Figures:
-    """All that is known so far. Times in seconds, latencies None until there is an alert."""
+    """All that is known so far. Times in seconds, latencies None until there is an alert. started_s: 0 = it has yet to begin."""
 
+    started_s: float = 0.0
     elapsed_s: float = 0.0
     records: int = 0
     effects: int = 0
@@ -61,9 +87,21 @@ class Figures:
     obeyed: int = 0
     late_s: float = 0.0
     note: str = ""
+    workers: list[Worker] = dataclasses.field(default_factory=list)
+    partitions: list[Partition] = dataclasses.field(default_factory=list)
+    workers_wanted: int = 1
+    happened: collections.deque[tuple[float, str]] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=KEPT_EVENTS)
+    )
+    happened_count: int = 0
+    moved: list[moves.Move] = dataclasses.field(default_factory=list)
+    moves_count: int = 0
+    worker_deaths: int = 0
     history: collections.deque[tuple[float, int, int]] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=120)
     )
+
+    _counters: dict[tuple[str, ...], Counter] = dataclasses.field(default_factory=dict)
 
     @property
     def is_settled(self) -> bool:
@@ -82,22 +120,48 @@ class Figures:
             return 0.0, 0.0
         return (last[1] - first[1]) / span_s, (last[2] - first[2]) / span_s
 
-    def take_metrics(self, text: str, elapsed_s: float) -> None:
-        """What a worker's /metrics tells."""
-        told = _sums(text)
+    def happen(self, words: str, now_s: float) -> None:
+        """now_s: by the clock of started_s."""
+        self.happened.appendleft((max(0.0, now_s - self.started_s) if self.started_s else 0.0, words))
+        self.happened_count += 1
+
+    def happened_since(self, count: int) -> list[tuple[float, str]]:
+        """What happened after the first `count` things, the oldest first, as far as it is kept."""
+        return list(self.happened)[: self.happened_count - count][::-1]
+
+    def move(self, move: moves.Move, now_s: float) -> None:
+        """A move that is over."""
+        self.happen(f"move: {move.words}", now_s)
+        self.moves_count += 1
+        self.moved = [*self.moved[-MOVES_KEPT + 1 :], move]
+
+    def count(self, name: str, text: str) -> list[Sample]:
+        """Takes the counters of a worker's page, for example of one that is about to end. Returns the whole page."""
+        samples = _samples(text)
+        for sample in samples:
+            if sample.name.endswith(("_total", "_bucket")):
+                key = (name, sample.name, *(f"{label}={value}" for label, value in sorted(sample.labels.items())))
+                self._counters.setdefault(key, Counter(sample.name, dict(sample.labels))).take(sample.value)
+        return samples
+
+    def take_metrics(self, texts: Mapping[str, str], elapsed_s: float) -> None:
+        """What workers' /metrics tell, by worker, each start of one under a name of its own. Counters of those that are gone, and of
+        partitions that have gone elsewhere, count on."""
+        read = {name: self.count(name, text) for name, text in texts.items()}
+        counted, told = _Sums(self._counters.values()), _Sums(sample for samples in read.values() for sample in samples)
         self.elapsed_s = elapsed_s
-        self.records = int(told.total("fleet_twin_records_total"))
-        self.effects = int(told.total("fleet_twin_effects_total"))
+        self.records = int(counted.total("fleet_twin_records_total"))
+        self.effects = int(counted.total("fleet_twin_effects_total"))
         self.published = sum(
-            int(told.total("fleet_twin_effects_total", "target", target)) for target in ("alerts", "commands")
+            int(counted.total("fleet_twin_effects_total", "target", target)) for target in ("alerts", "commands")
         )
-        self.dead_letters = int(told.total("fleet_twin_dead_letters_total"))
+        self.dead_letters = int(counted.total("fleet_twin_dead_letters_total"))
         self.twins = int(told.total("fleet_twin_twins"))
         self.lag_s = told.highest("fleet_twin_lag_seconds")
         self.generation = int(told.highest("fleet_twin_rules_generation"))
         for trigger in TRIGGERS:
             self.open_alerts[trigger] = int(told.total("fleet_twin_alerts_open", "trigger", trigger))
-        buckets = told.buckets("fleet_twin_alert_latency_seconds_bucket")
+        buckets = counted.buckets("fleet_twin_alert_latency_seconds_bucket")
         self.latency_p50_s, self.latency_p99_s = quantile(buckets, 0.5), quantile(buckets, 0.99)
         self.history.append((elapsed_s, self.records, self.effects))
 
@@ -129,14 +193,42 @@ class Figures:
             return
 
 
-class _sums:
-    """Samples of a Prometheus text, by name."""
+class Sample(Protocol):
+    """One number of a Prometheus page."""
 
-    def __init__(self, text: str) -> None:
+    @property
+    def name(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def value(self) -> float: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Counter:
+    """A Sample of which one only ever hears now and then, and which begins anew when what it counts comes back."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float = 0.0
+    _last: float = 0.0
+
+    def take(self, told: float) -> None:
+        self.value += told - self._last if told >= self._last else told
+        self._last = told
+
+
+def _samples(text: str) -> list[Sample]:
+    return [sample for family in parser.text_string_to_metric_families(text) for sample in family.samples]
+
+
+class _Sums:
+    """Samples, by name."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
         self._samples: dict[str, list[tuple[Mapping[str, str], float]]] = collections.defaultdict(list)
-        for family in parser.text_string_to_metric_families(text):
-            for sample in family.samples:
-                self._samples[sample.name].append((sample.labels, sample.value))
+        for sample in samples:
+            self._samples[sample.name].append((sample.labels, sample.value))
 
     def total(self, name: str, label: str = "", value: str = "") -> float:
         return sum(number for labels, number in self._samples[name] if not label or labels.get(label) == value)

@@ -1,4 +1,4 @@
-"""Plays the demo from its options to its exit code: stage → children → watch → end."""
+"""Plays the demo from its options to its exit code: stage → workers → devices → watch → end."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
 
 import aiohttp
 import click
 
-from fleet_cli import console, kinesis, loop
-from fleet_cli.demonstration import figures, processes, stage, view
+from fleet_cli import console, loop
+from fleet_cli.demonstration import controlled, crew, figures, processes, stage, view, watch
 from fleet_model import spec
 from fleet_worker import errors
 from fleet_worker.adapters import fleet_file
 
-WATCH_S = 1.0
-LINE_S = 5.0
 READY_S = 30.0
 SILENT_RUN_S = 60.0
 """A run this long without any alert is a failure."""
-WORKER_END_S = 15.0
-WORK_OFF_S = 5.0
 CHILD_END_S = 12.0
 
 
@@ -40,6 +34,7 @@ class Options:
     devices: int
     rate: float
     port: int
+    workers: int = 1
     duration_s: float | None = None
     fleet_path: pathlib.Path | None = None
     keep: pathlib.Path | None = None
@@ -87,30 +82,16 @@ def _folder(keep: pathlib.Path | None) -> pathlib.Path:
     return keep.resolve()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cast:
-    """The children, and the fleet with the endpoint that it has here."""
-
-    emulator: processes.Child
-    worker: processes.Child
-    simulator: processes.Child
-    fleet: spec.FleetSpec
-
-    def ended(self) -> processes.Child | None:
-        """A child that ended by itself."""
-        return next((child for child in (self.emulator, self.worker, self.simulator) if child.has_ended), None)
-
-
 async def _play(options: Options, folder: pathlib.Path) -> int:
     stop = asyncio.Event()
-    now = figures.Figures()
+    now = figures.Figures(workers_wanted=options.workers)
     with loop.stopped_by_signals(stop):
         async with contextlib.AsyncExitStack() as stack:
-            scene, cast = await _set_up(options, folder, stack, stop)
-            failure = await _watch(options, scene, cast, now, stop)
-            code = await cast.worker.end(WORKER_END_S)
-            if failure is None and code != 0:
-                failure = cast.worker.ended_badly()
+            scene, cast = await _set_up(options, folder, now, stack, stop)
+            failure = await watch.watch(scene, cast, now, options.duration_s, stop)
+            if cast.controlled is not None:
+                await cast.controlled.end()  # first, or it would give the partitions of ending workers to others
+            failure = failure or await cast.crew.end()
     click.echo("\n".join(view.summary(now)))
     if options.keep is not None:
         click.echo(f"kept:           {folder}")
@@ -122,8 +103,12 @@ async def _play(options: Options, folder: pathlib.Path) -> int:
 
 
 async def _set_up(
-    options: Options, folder: pathlib.Path, stack: contextlib.AsyncExitStack, stop: asyncio.Event
-) -> tuple[view.Scene, Cast]:
+    options: Options,
+    folder: pathlib.Path,
+    now: figures.Figures,
+    stack: contextlib.AsyncExitStack,
+    stop: asyncio.Event,
+) -> tuple[view.Scene, watch.Cast]:
     """Children that are left when the stack unwinds are ended then; ending one twice does no harm."""
     path = options.fleet_path
     port = stage.emulator_port(fleet_file.load(path)) if path is not None else 0
@@ -136,27 +121,38 @@ async def _set_up(
         path = folder / "fleet.yaml"
         stage.write_fleet_file(path, endpoint)
     fleet = fleet_file.load(path)
-    await stage.make_streams(fleet, endpoint)
+    is_shared = fleet.checkpoint.bucket is not None
+    if options.workers > 1 and not is_shared:
+        raise errors.FleetTwinError(
+            "Several workers hand partitions over through a bucket: name one in the fleet file's spec.checkpoint.bucket (the demo makes it)."
+        )
+    await stage.make_streams(fleet, endpoint, options.workers)
     region = fleet.aws.region or stage.REGION
     fleet = dataclasses.replace(fleet, aws=dataclasses.replace(fleet.aws, endpoint_url=endpoint, region=region))
     # A fleet file without endpoint or region finds the emulator by these.
     environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": region}
 
-    _tell("starting the worker …")
-    arguments = ["fleet_cli", "worker", "--fleet", str(path), "--data", str(folder / "data")]
-    arguments += ["--port", str(options.port)]
-    worker = await processes.start("worker", arguments, folder, environment)
-    stack.push_async_callback(worker.end, WORKER_END_S)
+    _tell("starting the worker …" if options.workers == 1 else f"starting {options.workers} workers …")
+    place = crew.Place(path, folder, folder / "control" if is_shared else None, options.port, environment)
+    workers = crew.Crew(place, options.workers, lambda words: now.happen(words, time.monotonic()))
+    stack.push_async_callback(workers.end)
+    shared = None
+    if place.control is not None:
+        shared = controlled.Controlled(place.control, path, fleet, workers, now)
+        await stack.enter_async_context(shared.running())
+    await workers.start()
     url = f"http://127.0.0.1:{options.port}"
-    await _ready(worker, url, stop)
+    await _ready(workers, shared, url, stop)
 
     _tell("starting the devices …")
     arguments = ["fleet_cli", "simulate", "--json", "--fleet", str(path), "--devices", str(options.devices)]
     arguments += ["--rate", str(options.rate), "--faults", stage.FAULTS, "--time-scale", str(stage.TIME_SCALE)]
     simulator = await processes.start("simulator", arguments, folder, environment, output=True)
     stack.push_async_callback(simulator.end, CHILD_END_S)
-    scene = view.Scene(options.devices, options.rate, url, str(path), str(folder), _compressed(options, fleet))
-    return scene, Cast(emulator, worker, simulator, fleet)
+    scene = view.Scene(
+        options.devices, options.rate, url, str(path), str(folder), _compressed(options, fleet), shared is not None
+    )
+    return scene, watch.Cast(emulator, simulator, workers, shared, fleet)
 
 
 def _compressed(options: Options, fleet: spec.FleetSpec) -> str:
@@ -173,116 +169,26 @@ def _tell(text: str) -> None:
     click.echo(click.style(text, dim=True), err=True)
 
 
-async def _ready(worker: processes.Child, url: str, stop: asyncio.Event) -> None:
-    """Until the worker says that it is, or we are to stop."""
+async def _ready(workers: crew.Crew, shared: controlled.Controlled | None, url: str, stop: asyncio.Event) -> None:
+    """Until every worker is ready and every partition runs, or we are to stop."""
     deadline = time.monotonic() + READY_S
+    why = ""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
         while time.monotonic() < deadline and not stop.is_set():
-            if worker.has_ended:
-                raise worker.ended_badly()
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with session.get(f"{url}/readyz") as answer:
-                    if answer.status == 200:
-                        return
+            for child in workers.children.values():
+                if child.has_ended:
+                    raise child.ended_badly()
+            if shared is not None:
+                shared.raise_if_failed()
+                why = shared.why_not_ready()
+            if not why:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with session.get(f"{url}/readyz") as answer:
+                        if answer.status == 200:
+                            return
             await asyncio.sleep(0.1)
     if not stop.is_set():
+        logs = "\n".join(f"{name}:\n{child.tail()}" for name, child in workers.children.items())
         raise errors.FleetTwinError(
-            f"The worker was not ready within {READY_S:.0f} s. The end of its log:\n{worker.tail()}"
+            f"Not ready within {READY_S:.0f} s{why and f' ({why})'}. The ends of the workers' logs:\n{logs}"
         )
-
-
-async def _watch(
-    options: Options, scene: view.Scene, cast: Cast, now: figures.Figures, stop: asyncio.Event
-) -> errors.FleetTwinError | None:
-    """Shows figures until stopped, the duration is over, or a child ended, which it then returns as an error. Ends the
-    simulator, and waits for what is on its way, so that the last figures agree with each other."""
-    started = time.monotonic()
-    deadline = started + options.duration_s if options.duration_s is not None else float("inf")
-    streams = cast.fleet.streams
-    async with kinesis.open_api(cast.fleet.aws) as api, contextlib.AsyncExitStack() as stack:
-        followers = [
-            await stack.enter_async_context(_beside(work))
-            for work in (
-                kinesis.follow(api, streams.alerts.name, now.take_alerts, WATCH_S / 2),
-                kinesis.follow(api, streams.commands.name, now.take_commands, WATCH_S / 2),
-            )
-        ]
-        await stack.enter_async_context(_beside(_read_simulator(cast.simulator, now)))
-        with _screen(scene, now) as show:
-            while time.monotonic() < deadline and not stop.is_set():
-                ended = cast.ended()
-                if ended is not None:
-                    return ended.ended_badly()
-                for task in followers:
-                    if task.done():
-                        task.result()
-                now.note = f"devices are {now.late_s:.0f} s behind their schedule" if now.late_s >= 3.0 else ""
-                if not await _ask(scene.url, now, started):
-                    now.note = "the worker does not answer"
-                show()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), min(WATCH_S, max(0.0, deadline - time.monotonic())))
-        _tell("ending: devices, worker, streams …")
-        await cast.simulator.end(CHILD_END_S)
-        work_off_until = time.monotonic() + WORK_OFF_S
-        while await _ask(scene.url, now, started) and not now.is_settled:
-            if time.monotonic() > work_off_until:
-                break
-            await asyncio.sleep(WATCH_S / 4)
-    return None
-
-
-async def _ask(url: str, now: figures.Figures, started: float) -> bool:
-    """Takes the worker's figures; False when it does not answer."""
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
-            async with session.get(f"{url}/metrics") as answer:
-                answer.raise_for_status()
-                now.take_metrics(await answer.text(), time.monotonic() - started)
-            async with session.get(f"{url}/v1/status") as answer:
-                answer.raise_for_status()
-                now.rules_error = (await answer.json())["rules"]["last_error"] or ""
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-    return True
-
-
-async def _read_simulator(simulator: processes.Child, now: figures.Figures) -> None:
-    assert simulator.process.stdout is not None
-    async for line in simulator.process.stdout:
-        now.take_simulator(line)
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """The work as a task, cancelled at the end."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-@contextlib.contextmanager
-def _screen(scene: view.Scene, now: figures.Figures) -> Iterator[Callable[[], None]]:
-    """A function that shows the figures: the live page on a terminal, else a line every LINE_S."""
-    if not console.is_terminal():
-        click.echo(f"api={scene.url}/v1/twins fleet_file={scene.fleet_path} folder={scene.folder}")
-        click.echo(scene.compressed)
-        next_line = 0.0
-
-        def show_line() -> None:
-            nonlocal next_line
-            if now.elapsed_s >= next_line:
-                next_line = now.elapsed_s + LINE_S
-                click.echo(view.line(now))
-
-        yield show_line
-        return
-    from rich import console as rich_console
-    from rich import live
-
-    terminal = rich_console.Console()
-    with live.Live(console=terminal, screen=True, auto_refresh=False) as page:
-        yield lambda: page.update(view.page(scene, now, terminal.width, terminal.height), refresh=True)

@@ -14,7 +14,8 @@ from botocore import exceptions as botocore_exceptions
 from fleet_model import spec
 from fleet_worker import errors
 
-TELEMETRY_SHARDS = 4
+TELEMETRY_SHARDS_MIN = 4
+SHARDS_PER_WORKER = 2
 REGION = "eu-central-1"
 READY_S = 20.0
 
@@ -40,6 +41,7 @@ spec:
     deadLetter: {{name: dead-letter}}
   checkpoint:
     bucket: fleet-twin-demo
+    interval: 10s                 # 60s by default; short here, so that moves have little to catch up
   rules:
     temperature:
       threshold: 60.0             # °C; above it for 3 samples in a row: alert and the command cool_down
@@ -78,13 +80,14 @@ def emulator_port(fleet: spec.FleetSpec) -> int:
     return address.port
 
 
-async def make_streams(fleet: spec.FleetSpec, endpoint: str) -> None:
+async def make_streams(fleet: spec.FleetSpec, endpoint: str, workers: int) -> None:
     """Every stream and the bucket that the fleet names."""
     streams = fleet.streams
     names = [streams.alerts.name, streams.commands.name, streams.control, streams.dead_letter]
     region = fleet.aws.region or REGION
     async with _client("kinesis", region, endpoint) as kinesis:
-        await _create(kinesis, streams.telemetry.stream_name, TELEMETRY_SHARDS)
+        shards = max(TELEMETRY_SHARDS_MIN, SHARDS_PER_WORKER * workers)
+        await _create(kinesis, streams.telemetry.stream_name, shards)
         for name in filter(None, names):
             await _create(kinesis, name, 1)
     if fleet.checkpoint.bucket is not None:

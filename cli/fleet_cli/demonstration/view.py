@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import re
 from collections.abc import Sequence
 
 from rich import box, console, panel, table, text
@@ -11,16 +12,19 @@ from rich import box, console, panel, table, text
 from fleet_cli.demonstration import figures
 
 SEVERITY_STYLES = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
+PHASE_STYLES = {"Running": "green", "Failed": "bold red"}
 _EVENTS_ROWS_MIN, _EVENTS_ROWS_MAX = 3, 20
 _FIXED_ROWS = 14
 """Rows of the page beside the events."""
+_SHARING_ROWS, _SHARING_ROWS_MIN, _TALL_ROWS = 8, 3, 34
 WIDE_COLUMNS = 110
 """Narrower terminals get alerts and commands one below the other."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """What doesn't change: how many devices, where the API and the fleet file are, what is compressed."""
+    """What doesn't change: how many devices, where the API and the fleet file are, what is compressed, whether workers share the
+    fleet (else there is one)."""
 
     devices: int
     rate: float
@@ -28,11 +32,18 @@ class Scene:
     fleet_path: str
     folder: str
     compressed: str
+    is_shared: bool = False
 
 
 def page(scene: Scene, now: figures.Figures, width: int, height: int) -> console.Group:
     """The live page for a terminal of `width` columns and `height` rows."""
-    rows = max(_EVENTS_ROWS_MIN, min(_EVENTS_ROWS_MAX, height - _FIXED_ROWS))
+    sharing: list[console.RenderableType] = []
+    rows = height - _FIXED_ROWS
+    if scene.is_shared:
+        sharing_rows = _SHARING_ROWS if height >= _TALL_ROWS else _SHARING_ROWS_MIN
+        sharing = [_sharing(now, sharing_rows, width)]
+        rows -= sharing_rows + 2
+    rows = max(_EVENTS_ROWS_MIN, min(_EVENTS_ROWS_MAX, rows))
     top = table.Table.grid(expand=True, padding=(0, 1))
     for _ in range(3):
         top.add_column(ratio=1)
@@ -41,20 +52,27 @@ def page(scene: Scene, now: figures.Figures, width: int, height: int) -> console
         rows = max(_EVENTS_ROWS_MIN, rows - 2)
         alerts_rows = (rows + 1) // 2
         return console.Group(
-            _title(now), top, _alerts(now, alerts_rows), _commands(now, rows - alerts_rows), _footer(scene, now)
+            _title(scene, now),
+            top,
+            *sharing,
+            _alerts(now, alerts_rows),
+            _commands(now, rows - alerts_rows),
+            _footer(scene, now),
         )
     events = table.Table.grid(expand=True, padding=(0, 1))
     events.add_column(ratio=3)
     events.add_column(ratio=2)
     events.add_row(_alerts(now, rows), _commands(now, rows))
-    return console.Group(_title(now), top, events, _footer(scene, now))
+    return console.Group(_title(scene, now), top, *sharing, events, _footer(scene, now))
 
 
-def _title(now: figures.Figures) -> text.Text:
+def _title(scene: Scene, now: figures.Figures) -> text.Text:
     title = text.Text.assemble(("Fleet Twin", "bold cyan"), f"  demo, {_span(now.elapsed_s)}")
     if now.note:
         title.append(f"  {now.note}", style="yellow")
-    title.append("   Ctrl-C ends it", style="dim")
+    title.append(
+        "   + and - start and stop workers, Ctrl-C ends it" if scene.is_shared else "   Ctrl-C ends it", style="dim"
+    )
     title.no_wrap = True
     return title
 
@@ -105,6 +123,62 @@ def _latency(now: figures.Figures) -> panel.Panel:
             ("rules gen.", str(now.generation or "–"), "bold cyan"),
         ],
     )
+
+
+def _sharing(now: figures.Figures, rows: int, width: int) -> table.Table:
+    """Who has which partition, and what happened to it."""
+    both = table.Table.grid(expand=True, padding=(0, 1))
+    both.add_column(ratio=1)
+    both.add_column(ratio=1)
+    is_wide = width >= WIDE_COLUMNS
+    both.add_row(_partitions(now, rows, is_wide), _happened(now, rows, is_wide))
+    return both
+
+
+def _partitions(now: figures.Figures, rows: int, is_wide: bool) -> panel.Panel:
+    """Those that aren't running first."""
+    entries = sorted(
+        (entry for entry in now.partitions if entry.phase != "Closed"),
+        key=lambda entry: (entry.phase == "Running", entry.shard_id),
+    )
+    columns = 5 if is_wide else 3
+    grid = _events_grid(columns)
+    for entry in entries[:rows]:
+        age = "" if entry.checkpoint_age_s is None else f"saved {entry.checkpoint_age_s:.0f} s ago"
+        phase = text.Text(entry.phase, style=PHASE_STYLES.get(entry.phase, "yellow"))
+        cells: list[console.RenderableType] = [
+            _short(entry.shard_id),
+            entry.whose,
+            phase,
+            f"{entry.twins:,} twins",
+            age,
+        ]
+        grid.add_row(*cells[:columns])
+    _fill(grid, rows, len(entries), columns)
+    more = f", {len(entries) - rows} more not shown" if len(entries) > rows else ""
+    return panel.Panel(
+        grid, title=f"Partitions  {len(entries)}{more}", title_align="left", border_style="magenta", padding=(0, 1)
+    )
+
+
+def _happened(now: figures.Figures, rows: int, is_wide: bool) -> panel.Panel:
+    grid = _events_grid(2)
+    for elapsed_s, words in list(now.happened)[:rows]:
+        grid.add_row(_span(elapsed_s), _short(words))
+    _fill(grid, rows, len(now.happened), 2)
+    workers = ", ".join(
+        f"{worker.name if is_wide else worker.name.rpartition('-')[2] + ':'} {worker.partitions}"
+        + ("" if worker.state == "ready" else f" ({worker.state})")
+        for worker in now.workers
+    )
+    return panel.Panel(
+        grid, title=f"Workers  {workers or 'none yet'}", title_align="left", border_style="magenta", padding=(0, 1)
+    )
+
+
+def _short(words: str) -> str:
+    """Kinesis' shard ids as one says them."""
+    return re.sub(r"shardId-0*(\d)", r"shard \1", words)
 
 
 def _alerts(now: figures.Figures, rows: int) -> panel.Panel:
@@ -211,6 +285,9 @@ def line(now: figures.Figures) -> str:
         f"behind={now.lag_s:.1f}s",
         f"generation={now.generation}",
     ]
+    if now.workers:
+        parts.append(f"workers={len(now.workers)}")
+        parts.append(f"moves={now.moves_count}")
     if now.rules_error:
         parts.append(f'rules_error="{_first_line(now.rules_error)}"')
     if now.note:
@@ -222,7 +299,7 @@ def summary(now: figures.Figures) -> list[str]:
     """What happened, at the end: `name: value` lines."""
     fired = ", ".join(f"{trigger} {now.fired[trigger]:,}" for trigger in figures.TRIGGERS)
     commands = ", ".join(f"{name} {count:,}" for name, count in sorted(now.commands.items())) or "none"
-    return [
+    lines = [
         f"ran for:        {now.elapsed_s:.0f} s",
         f"records in:     {now.records:,} (sent {now.sent:,}" + (f", lost {now.lost:,})" if now.lost else ")"),
         f"twins:          {now.twins:,}",
@@ -232,3 +309,10 @@ def summary(now: figures.Figures) -> list[str]:
         f"alert latency:  p50 {_seconds(now.latency_p50_s)}, p99 {_seconds(now.latency_p99_s)}",
         f"rules:          generation {now.generation}",
     ]
+    if now.moved or now.worker_deaths:
+        pauses = sorted(move.pause_s for move in now.moved)
+        told = f", paused {pauses[len(pauses) // 2]:.1f} s in the middle, {pauses[-1]:.1f} s at most" if pauses else ""
+        lines.append(f"moves:          {now.moves_count:,}{told}")
+    if now.worker_deaths:
+        lines.append(f"worker deaths:  {now.worker_deaths:,} (what was replayed after them counts twice in records)")
+    return lines
