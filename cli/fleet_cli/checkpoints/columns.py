@@ -114,7 +114,12 @@ def _bit(flag: twins.Flag) -> Make:
 
 
 def _number(field: str) -> Make:
-    return lambda batch: _array(batch.rows[field])
+    """Signed, as unsigned numbers of Parquet are strange to Athena and Spark."""
+    return lambda batch: _array(_signed(batch.rows[field]))
+
+
+def _signed(values: NDArray[Any]) -> NDArray[Any]:
+    return values if values.dtype.kind == "f" else values.astype(np.int64)
 
 
 def _reading(at: int) -> Make:
@@ -147,7 +152,7 @@ def _alert_time(at: int, rule: str) -> Make:
 
 
 def _alert_detail(at: int, rule: str, field: str) -> Make:
-    return lambda batch: _array(batch.details[field][:, at], batch.has(_flag("OPEN", rule)))
+    return lambda batch: _array(_signed(batch.details[field][:, at]), batch.has(_flag("OPEN", rule)))
 
 
 def _alert_id(at: int, rule: str) -> Make:
