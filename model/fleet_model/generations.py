@@ -15,6 +15,9 @@ from typing import Any
 
 from fleet_model import patterns, rules, sections, spec
 
+AHEAD_MS = 1_000
+"""An edit takes effect this long after it was seen: everybody who judges hears of it before its time comes."""
+
 _RULES: dict[str, type[Any]] = {
     "temperature": rules.TemperatureRule,
     "battery": rules.BatteryRule,

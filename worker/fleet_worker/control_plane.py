@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from fleet_model import partition, rules, twin_partition, twin_partition_document
 from fleet_worker import errors, ports
 
 HEARTBEAT_EVERY_S = 2.0
+SKEW_MS_MAX = 200
+"""Between the control loop's clock and Kinesis', by which records arrive."""
 SILENT_AFTER_MS = 20_000
 """A worker whose heartbeat is older than this has stopped answering."""
 
 REPORT_TRIES_MAX = 20
 """Of one report, each after another write came between."""
+
+
+STAMP_LATE_MS = 100
+"""From the stamping of a generation to the moment when workers can see it. With SKEW_MS_MAX it leaves them most of RULES_AHEAD_MS."""
+
+STAMP_TRIES_MAX = 8
+
+Make: TypeAlias = Callable[[tuple[rules.RulesGeneration, ...], int], rules.RulesGeneration | None]
+"""(what is kept, late_ms) → the generation to be kept next, None = none. It looks at the clock itself, at the last moment, and in a thread;
+late_ms: how much later than its look, besides, workers may see it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +63,10 @@ class ForWorkers(Protocol):
     def follow_generations(self, worker: str) -> AsyncIterator[tuple[rules.RulesGeneration, ...]]:
         """All rules generations that are kept, by effective_ms: as soon as there is one, then whenever there are others. Like
         assignments: only the newest state, nothing while out of reach, never ends."""
+
+    def rules_known_until_ms(self, worker: str) -> int:
+        """Every generation that starts at or before this time (the control loop's clock) has been given to whoever follows them; 0
+        before the first. It rises while the control plane answers."""
 
     async def start(self) -> partition.Start | None:
         """The fleet's settled start, None before it is settled."""
@@ -86,11 +102,11 @@ class ForTheLoop(Protocol):
     async def generations(self) -> tuple[rules.RulesGeneration, ...]:
         """Those that are kept, by effective_ms; empty before the first."""
 
-    async def append_generation(
-        self, generation: rules.RulesGeneration, oldest_arrival_ms: int
-    ) -> tuple[rules.RulesGeneration, ...]:
-        """Keeps the next generation, for good when this returns; those go that judge no record which arrived at oldest_arrival_ms or
-        later. Returns what is kept. Raises DiskFullError, TooManyGenerationsError (nothing changed), DataFolderError."""
+    async def append_generation(self, make: Make, oldest_arrival_ms: int) -> tuple[rules.RulesGeneration, ...]:
+        """Keeps the generation that `make` makes, for good when this returns; those go that judge no record which arrived at
+        oldest_arrival_ms or later. Workers can see it from at most STAMP_LATE_MS after that call of `make` + its late_ms on: a `make`
+        that took longer to be kept is called again. Returns what is kept. Raises DiskFullError, TooManyGenerationsError
+        (nothing changed), DataFolderError."""
 
 
 class ControlPlane(ForWorkers, ForTheLoop, Protocol):

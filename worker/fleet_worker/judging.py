@@ -46,6 +46,7 @@ class Judging:
 
     async def judge(self, batch: records.ShardBatch, records_max: int) -> bool:
         """An answer's records, at least one. records_max: in one turn, at most."""
+        await self._around.rules_known(int(batch.arrival_ms.max()))
         for number, part in enumerate(deaggregate.chunks(batch, min(self._turn_size.records, records_max))):
             if number and not await self._may_go_on():
                 return False
@@ -97,6 +98,7 @@ class Judging:
         A whole fleet that goes silent is an alert and a command for every device, and rows outside the table come in by
         portions; so the clock arrives only when all of it is found.
         """
+        await self._around.rules_known(time_ms)
         after: tuple[int, str] | None = None
         are_all_in = False
         while True:

@@ -94,6 +94,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             fleet=fleet,
             retention_ms=retention_ms,
             rules_settled=asyncio.Event(),
+            rules_known=ordered.rules_known,
         )
         around.rules_settled.set()
         boot_id = (await clock.in_thread(BOOT_ID.read_text)).strip()

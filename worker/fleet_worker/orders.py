@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 READY_LOOK_S = 0.2
 """A worker that has just become ready says so at once."""
+RULES_WAIT_S = 5.0
+"""So long a record waits until it is known which rules judge it. Normally it doesn't: the control plane is asked often enough."""
+RULES_LOOK_S = 0.05
 ALONE = "local"
 """The name of a worker that is alone."""
 
@@ -38,6 +41,9 @@ class Orders(Protocol):
         """The rules to begin with."""
 
     def ownership(self, stream: ports.Stream) -> ports.Ownership: ...
+
+    async def rules_known(self, arrival_ms: int) -> None:
+        """Surroundings.rules_known."""
 
     async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
         """Edits of the rules, and whatever else comes, until cancelled. address: of the worker's API."""
@@ -80,6 +86,9 @@ class Alone:
     def ownership(self, stream: ports.Stream) -> ports.Ownership:
         return local_ownership.EveryShard(stream, self._fleet.namespace, self._fleet.name, self.name)
 
+    async def rules_known(self, arrival_ms: int) -> None:
+        """It stamps them itself."""
+
     async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
         await rule_edits.RuleEdits(around, self._folder, worker).follow(self._edits)
 
@@ -91,6 +100,7 @@ class Controlled:
         self.name = name
         self._plane = plane
         self._clock = clock
+        self._is_out_of_reach = False
 
     @property
     def keeper(self) -> fleet_start.Keeper:
@@ -107,6 +117,21 @@ class Controlled:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_rules(worker))
             group.create_task(self._beat(worker, address))
+
+    async def rules_known(self, arrival_ms: int) -> None:
+        """While the control plane can't be asked, the worker goes on by the rules that it knows."""
+        give_up_at = self._clock.monotonic() + RULES_WAIT_S
+        while self._plane.rules_known_until_ms(self.name) < arrival_ms:
+            if self._is_out_of_reach:
+                return
+            if self._clock.monotonic() >= give_up_at:
+                self._is_out_of_reach = True
+                log.warning("the control plane can't be asked for rules; judging goes on by generation known last")
+                return
+            await self._clock.sleep(RULES_LOOK_S)
+        if self._is_out_of_reach:
+            self._is_out_of_reach = False
+            log.info("the control plane answers again")
 
     async def _follow_rules(self, worker: supervisor.Supervisor) -> None:
         async for generations in self._plane.follow_generations(self.name):

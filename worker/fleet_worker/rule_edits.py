@@ -17,16 +17,13 @@ from fleet_worker.adapters import local_folder
 
 log = logging.getLogger(__name__)
 
-RULES_AHEAD_MS = 1_000
-"""An edit takes effect this long after it was seen: every partition hears of it before its time comes."""
-
 
 def upcoming(kept: Sequence[rules.RulesGeneration], fleet: spec.FleetSpec, now_ms: int) -> rules.RulesGeneration | None:
     """The generation to be kept next, the first one or what an edit makes; None when the rules are those in force. now_ms: the
     latest time that any partition may have seen."""
     if not kept:
         return generations.first_generation(fleet)
-    return generations.next_generation(kept[-1], fleet, now_ms + RULES_AHEAD_MS)
+    return generations.next_generation(kept[-1], fleet, now_ms + generations.AHEAD_MS)
 
 
 class Judges(Protocol):

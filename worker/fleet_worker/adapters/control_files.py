@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fleet_model import partition, rules, sections, twin_partition, twin_partition_document
@@ -276,15 +276,27 @@ class ControlFiles:
         return (told.st_ino, told.st_mtime_ns, told.st_size)
 
     def append_generation(
-        self, generation: rules.RulesGeneration, oldest_arrival_ms: int
+        self, make: control_plane.Make, oldest_arrival_ms: int, monotonic: Callable[[], float]
     ) -> tuple[rules.RulesGeneration, ...]:
-        """While locked. Raises as LocalFolder's."""
+        """As ForTheLoop's; while locked. Also raises ControlPlaneUnavailableError when the disk is too slow to keep it in time."""
         path = self.generations_path
-        kept = fleet_documents.with_next(
-            self.generations(), generation, oldest_arrival_ms, local_folder.GENERATIONS_MAX, path
+        kept = self.generations()
+        late_ms = 0
+        for _ in range(control_plane.STAMP_TRIES_MAX):
+            began_s = monotonic()
+            generation = make(kept, late_ms)
+            if generation is None:
+                return kept
+            needed = fleet_documents.with_next(kept, generation, oldest_arrival_ms, local_folder.GENERATIONS_MAX, path)
+            draft = durable.draft(path, fleet_documents.encoded(fleet_documents.generations_document(needed)))
+            took_ms = round((monotonic() - began_s) * 1000)
+            if took_ms <= late_ms + control_plane.STAMP_LATE_MS:
+                durable.put(draft, path)
+                return needed
+            late_ms = 2 * took_ms
+        raise errors.ControlPlaneUnavailableError(
+            f"{path}: the disk takes ever longer to write it: {took_ms} ms just now"
         )
-        durable.replace(path, fleet_documents.encoded(fleet_documents.generations_document(kept)))
-        return kept
 
     def _worker_path(self, name: str) -> Path:
         assert is_name(name), f"{name!r} can't name a worker"

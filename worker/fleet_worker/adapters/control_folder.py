@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from fleet_model import partition, rules, twin_partition
+from fleet_model import generations, partition, rules, twin_partition
 from fleet_worker import control_plane, errors, ports
 from fleet_worker.adapters import control_files
 
@@ -38,6 +38,7 @@ class ControlFolder:
         self._clock = clock
         self._look = control_files.Look(self._files)
         self._looking = asyncio.Lock()
+        self._rules_known_until_ms: dict[str, int] = {}
 
     async def prepare(self) -> None:
         """Makes the folder; the control loop's task. Idempotent. Raises DiskFullError, DataFolderError, ControlPlaneUnavailableError."""
@@ -56,6 +57,7 @@ class ControlFolder:
         seen: control_files.Signature | None = None
         trouble = _Trouble(worker, "rules generations")
         while True:
+            began_ms = self._clock.wall_ms()
             try:
                 signature = await self._clock.in_thread(self._files.generations_signature)
                 if signature != seen:
@@ -66,9 +68,13 @@ class ControlFolder:
                         told = kept
                         yield kept
                 trouble.over()
+                self._rules_known_until_ms[worker] = began_ms + generations.AHEAD_MS - control_plane.SKEW_MS_MAX
             except (errors.ControlPlaneUnavailableError, errors.DataFolderError) as error:
                 trouble.told(error)
             await self._clock.sleep(POLL_S)
+
+    def rules_known_until_ms(self, worker: str) -> int:
+        return self._rules_known_until_ms.get(worker, 0)
 
     async def start(self) -> partition.Start | None:
         return await self._clock.in_thread(self._files.start)
@@ -103,9 +109,11 @@ class ControlFolder:
         return await self._clock.in_thread(self._files.generations)
 
     async def append_generation(
-        self, generation: rules.RulesGeneration, oldest_arrival_ms: int
+        self, make: control_plane.Make, oldest_arrival_ms: int
     ) -> tuple[rules.RulesGeneration, ...]:
-        return await self.locked(functools.partial(self._files.append_generation, generation, oldest_arrival_ms))
+        return await self.locked(
+            functools.partial(self._files.append_generation, make, oldest_arrival_ms, self._clock.monotonic)
+        )
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

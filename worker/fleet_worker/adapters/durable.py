@@ -20,17 +20,27 @@ def replace(path: Path, data: bytes) -> None:
 
     Raises DiskFullError (nothing changed; try again when there is room) or DataFolderError (don't try again).
     """
-    draft = path.with_name(path.name + ".new")
+    put(draft(path, data), path)
+
+
+def draft(path: Path, data: bytes) -> Path:
+    """The first half of `replace`, all that may take long: the draft, synced. Raises DiskFullError, DataFolderError."""
+    made = path.with_name(path.name + ".new")
     try:
         # A buffered file writes all of it or raises; a bare write may end early when the disk fills up.
-        with draft.open("wb") as file:
+        with made.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise _refusal(path, error) from error
+    return made
+
+
+def put(made: Path, path: Path) -> None:
+    """The second half: from now on readers find the draft's contents. Raises DataFolderError."""
     try:
-        draft.replace(path)
+        made.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise errors.DataFolderError(

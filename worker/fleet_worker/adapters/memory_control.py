@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
-from fleet_model import partition, rules, twin_partition, twin_partition_document
+from fleet_model import generations, partition, rules, twin_partition, twin_partition_document
 from fleet_worker import control_plane, errors, ports
 from fleet_worker.adapters import fleet_documents, local_folder
 
@@ -59,17 +59,18 @@ class MemoryControl:
         self._heartbeats: dict[str, control_plane.Heartbeat] = {}
         self._generations: tuple[rules.RulesGeneration, ...] = ()
         self._start: partition.Start | None = None
-        self._cut: set[str] = set()
+        self._cut: dict[str, int] = {}  # worker → since when
+        self._given: dict[str, int] = {}  # worker → the newest rules generation that it has taken
         self._watchers: dict[asyncio.Event, None] = {}
 
     # ── what a test or the simulator does ────────────────────────────────────────────────────────────────────────
 
     def cut(self, worker: str) -> None:
         """From now on the worker reaches nothing, and hears nothing."""
-        self._cut.add(worker)
+        self._cut.setdefault(worker, self._clock.wall_ms())
 
     def mend(self, worker: str) -> None:
-        self._cut.discard(worker)
+        self._cut.pop(worker, None)
         self._wake()
 
     def is_cut(self, worker: str) -> bool:
@@ -90,6 +91,15 @@ class MemoryControl:
         async for kept in self.followed(worker, "follow_generations", lambda: self._generations):
             if kept:
                 yield kept
+                self._given[worker] = kept[-1].generation
+
+    def rules_known_until_ms(self, worker: str) -> int:
+        """A watch hears at once, as far as it can hear."""
+        given = self._given.get(worker, 0)
+        if not given:
+            return 0
+        known_ms = self._cut.get(worker, self._clock.wall_ms()) + generations.AHEAD_MS - control_plane.SKEW_MS_MAX
+        return min([known_ms, *(entry.effective_ms - 1 for entry in self._generations if entry.generation > given)])
 
     async def start(self) -> partition.Start | None:
         return self._start
@@ -143,9 +153,12 @@ class MemoryControl:
         return await self.called("", "generations", lambda: self._generations)
 
     async def append_generation(
-        self, generation: rules.RulesGeneration, oldest_arrival_ms: int
+        self, make: control_plane.Make, oldest_arrival_ms: int
     ) -> tuple[rules.RulesGeneration, ...]:
         def append() -> tuple[rules.RulesGeneration, ...]:
+            generation = make(self._generations, 0)
+            if generation is None:
+                return self._generations
             self._generations = fleet_documents.with_next(
                 self._generations, generation, oldest_arrival_ms, local_folder.GENERATIONS_MAX, "the control plane"
             )
