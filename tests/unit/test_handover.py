@@ -198,6 +198,29 @@ def test_children_on_other_workers_wait_for_their_parents_final_checkpoint() -> 
     in_a_crew(body)
 
 
+def test_a_partition_that_was_closed_by_an_owner_who_died_before_saying_so_is_closed_by_the_next() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        fleet.control.cut("worker-0")
+        fleet.kinesis.split_shard(piped.TELEMETRY, FIRST)
+        await fleet.until(lambda: FIRST not in fleet.workers["worker-0"].supervisor.applied())
+        await fleet.clock.sleep(10.0)
+        await fleet.kill("worker-0")
+        assert fleet.status(FIRST).phase is Phase.RUNNING
+        manifest = fleet.bucket.contents()[f"{FIRST}/manifest.json"]
+        await fleet.start("worker-1")
+        await fleet.assign(LOWER_CHILD, "worker-1")
+        await fleet.clock.sleep(30.0)
+        assert fleet.status(LOWER_CHILD).phase is Phase.PENDING
+        await fleet.assign(FIRST, "worker-1", takeover=True)
+        await fleet.is_running(LOWER_CHILD, "worker-1")
+        assert (fleet.status(FIRST).phase, fleet.status(FIRST).worker) == (Phase.CLOSED, "worker-1")
+        assert fleet.bucket.contents()[f"{FIRST}/manifest.json"] == manifest, "nothing was claimed"
+
+    in_a_crew(body)
+
+
 def test_effects_wait_while_nobody_can_tell_whether_it_is_still_ours() -> None:
     async def body(fleet: Crew) -> None:
         await owned(fleet)

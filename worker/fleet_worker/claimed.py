@@ -77,6 +77,7 @@ class ClaimedTenure:
         self._place = place
         self._settled = settled
         self._outlook = outlook
+        self.is_closed = False
         self._asking: custody.Custody | None = None
         self._spec: twin_partition.Spec | None = None
         self._parents: list[manifest.Manifest] = []
@@ -109,6 +110,7 @@ class ClaimedTenure:
     async def waits_for(self) -> str:
         shard_id = self._place.identity.shard_id
         own = await self._checkpoints.manifests.read(shard_id)
+        self.is_closed = own is not None and own[0].final and own[0].ended
         wanted = self._outlook.wanted(shard_id)
         if (own is not None and own[0].checkpoint is not None) or wanted is None:
             return ""

@@ -209,7 +209,14 @@ class Holding:
         elif self.life.phase is lifecycle.Phase.RELEASED:
             self.life.step(lifecycle.Event.REASSIGNED)
         held = self._crew.new_tenure(self, place)
-        if not await self._may_begin(held) or not await self._claim(held):
+        if not await self._may_begin(held):
+            return True
+        if held.is_closed:  # by an owner who couldn't say so any more
+            if self.life.phase is lifecycle.Phase.PENDING:
+                self.life.step(lifecycle.Event.START)
+            self._ended()
+            return False
+        if not await self._claim(held):
             return True
         copy = self.standby.copy if self.standby is not None else None
         self.standby = None
@@ -331,8 +338,11 @@ class Holding:
                 if self._crew.stop.is_set():
                     return
                 await self.news(RELEASE_AGAIN_S)
-        self.life.step(lifecycle.Event.ENDED)
+        self._ended()
+
+    def _ended(self) -> None:
         self.closed.set()
+        self.life.step(lifecycle.Event.ENDED)
         log.info("partition %s: the shard ended, all of it is applied", self.shard_id)
         self._crew.changed(self)
 

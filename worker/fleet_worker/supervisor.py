@@ -210,8 +210,10 @@ class Supervisor:
             ]
             covered = hashing.covers(begun, held.wanted.spec.hash_key_range)
             return wanted is None and held.closed.is_set() and covered
-        if wanted is None or held.closed.is_set():
+        if wanted is None:
             return True
+        if held.closed.is_set():
+            return wanted.status.phase is twin_partition.Phase.CLOSED
         return held.role is holding.Role.NONE and self._has_successor(wanted)
 
     # ── what holdings share ──────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,11 @@ from fleet_worker import claimed, holding
 def told(held: holding.Holding, worker: str, stored: twin_partition.Status) -> twin_partition.Status:
     """The status to store after the stored one."""
     stored = dataclasses.replace(stored, standby=_standbys(held, worker, stored))
+    if held.closed.is_set() and held.is_shared:
+        # The manifest says so, whoever wrote it: its children wait for the word.
+        return dataclasses.replace(
+            _only_phase(held, stored), worker=worker, epoch=held.wanted.spec.epoch, manifest_epoch=0
+        )
     is_ours = stored.worker in ("", worker)
     if held.was_fenced:
         is_of_this_claim = held.tenure is not None and stored.nonce == held.tenure.nonce

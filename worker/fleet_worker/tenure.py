@@ -44,6 +44,10 @@ class Tenure(Protocol):
     @property
     def is_checkpoint_stale(self) -> bool: ...
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether there is nothing left to own: known after waits_for."""
+
     async def waits_for(self) -> str:
         """Why the partition can't begin yet; "" when it can. Raises PositionExpiredError when it never can."""
 
@@ -89,6 +93,7 @@ class LocalTenure:
     checkpoint = None
     is_checkpoint_stale = False
     is_released = False
+    is_closed = False
 
     def __init__(
         self,
