@@ -36,6 +36,10 @@ def generation(number: int) -> rules.RulesGeneration:
     return rules.RulesGeneration(number, (number - 1) * 1_000, default)
 
 
+def made(number: int) -> control_plane.Make:
+    return lambda kept, late_ms: generation(number)
+
+
 @pytest.fixture
 def real() -> Iterator[clock.RealClock]:
     with clock.RealClock() as made:
@@ -184,7 +188,7 @@ async def test_nothing_is_told_while_nothing_changes(plane: control_plane.Contro
     await upcoming(states)
     following = asyncio.ensure_future(anext(states))  # type: ignore[arg-type]
     await plane.heartbeat(beat("worker-1"))
-    await plane.append_generation(generation(1), 0)
+    await plane.append_generation(made(1), 0)
     done, _ = await asyncio.wait((following,), timeout=0.6)
     assert not done
     await plane.create(wanted(OTHER))
@@ -232,20 +236,32 @@ async def test_generations_are_told_when_there_are_any_and_when_they_change(plan
     done, _ = await asyncio.wait((following,), timeout=0.3)
     assert not done
     assert await plane.generations() == ()
-    assert await plane.append_generation(generation(1), 0) == (generation(1),)
+    assert await plane.append_generation(made(1), 0) == (generation(1),)
     async with asyncio.timeout(ARRIVES_S):
         assert await following == (generation(1),)
-    await plane.append_generation(generation(2), 0)
+    await plane.append_generation(made(2), 0)
     assert await upcoming(kept) == (generation(1), generation(2))
     assert await upcoming(plane.follow_generations("worker-1")) == (generation(1), generation(2))
     assert await plane.generations() == (generation(1), generation(2))
 
 
 async def test_generations_that_judge_nothing_any_more_go(plane: control_plane.ControlPlane) -> None:
-    await plane.append_generation(generation(1), 0)
-    await plane.append_generation(generation(2), 0)
-    assert await plane.append_generation(generation(3), 1_500) == (generation(2), generation(3))
+    await plane.append_generation(made(1), 0)
+    await plane.append_generation(made(2), 0)
+    assert await plane.append_generation(made(3), 1_500) == (generation(2), generation(3))
     assert await plane.generations() == (generation(2), generation(3))
+
+
+async def test_a_generation_is_made_from_what_is_kept_or_not_at_all(plane: control_plane.ControlPlane) -> None:
+    seen: list[int] = []
+
+    def make(kept: tuple[rules.RulesGeneration, ...], late_ms: int) -> rules.RulesGeneration | None:
+        seen.append(len(kept))
+        return generation(len(kept) + 1) if len(kept) < 2 else None
+
+    for count in (1, 2, 2):
+        assert len(await plane.append_generation(make, 0)) == count
+    assert seen == [0, 1, 2]
 
 
 async def test_a_start_is_settled_once(plane: control_plane.ControlPlane) -> None:

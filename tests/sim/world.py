@@ -161,7 +161,7 @@ class World:
             self.kinesis.create_stream(name)
         self.bucket = surroundings.Bucket(self.clock, self.watch, list_lag_s=setting.list_lag_s)
         self.control = surroundings.Control(self.clock, self.sky, self.watch)
-        await self.control.append_generation(setting.generation, 0)
+        await self.control.append_generation(lambda kept, late_ms: setting.generation, 0)
         self.loop_network = surroundings.Network()
         self._start_loop()
         for ordinal in range(setting.workers):
@@ -479,7 +479,7 @@ class World:
         generation = dataclasses.replace(
             event.rule, generation=number, effective_ms=max(starts_ms, kept.effective_ms + 1)
         )
-        await self.control.append_generation(generation, 0)
+        await self.control.append_generation(lambda kept, late_ms: generation, 0)
         return True
 
     def _all_can_hear(self) -> bool:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet_model import twin_partition
+from fleet_model import rules, twin_partition
 from fleet_worker import control_plane, errors
-from fleet_worker.adapters import clock, control_files, control_folder
+from fleet_worker.adapters import clock, control_files, control_folder, durable
 from tests.contract import test_control as suite
 
 PROJECT = Path(__file__).parents[2]
@@ -160,6 +160,43 @@ async def test_a_removed_folder_is_not_made_anew_by_a_write(folder: control_fold
     with pytest.raises(errors.ControlPlaneUnavailableError):
         await folder.create(PARTITION)
     assert not folder.path.exists()
+
+
+async def test_a_generation_that_takes_long_to_be_kept_is_stamped_anew(
+    folder: control_folder.ControlFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers judge up to a little before they looked + the time that an edit takes effect ahead: it must be there by then."""
+    slow_s = iter([0.25, 0.3, 0.0])
+    real_draft = durable.draft
+
+    def draft(path: Path, data: bytes) -> Path:
+        time.sleep(next(slow_s))  # a disk that is slow for a while
+        return real_draft(path, data)
+
+    monkeypatch.setattr(durable, "draft", draft)
+    late: list[int] = []
+    made_at: list[float] = []
+
+    def make(kept: tuple[rules.RulesGeneration, ...], late_ms: int) -> rules.RulesGeneration:
+        late.append(late_ms)
+        made_at.append(time.monotonic())
+        return suite.generation(1)
+
+    assert await folder.append_generation(make, 0) == (suite.generation(1),)
+    assert late[0] == 0
+    assert late[1] >= 500
+    assert len(late) == 2, "the second time it was allowed for"
+    assert time.monotonic() - made_at[-1] >= 0.3
+
+
+async def test_a_disk_that_gets_ever_slower_is_told(
+    folder: control_folder.ControlFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = iter(float(10**number) for number in range(100))
+    files = control_files.ControlFiles(folder.path)
+    with pytest.raises(errors.ControlPlaneUnavailableError, match="ever longer"):
+        files.append_generation(suite.made(1), 0, lambda: next(now_s))
+    assert await folder.generations() == ()
 
 
 @pytest.mark.processes

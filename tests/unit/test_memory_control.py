@@ -32,7 +32,7 @@ def test_a_worker_that_is_cut_off_hears_and_reaches_nothing_until_it_is_mended()
         assert not other.trouble
         following = [asyncio.ensure_future(anext(items)) for items in (states, kept)]  # type: ignore[arg-type,var-annotated]
         await plane.update_spec(suite.SHARD, dataclasses.replace(suite.SPEC, epoch=1), stored.resource_version)
-        await plane.append_generation(rules.RulesGeneration(), 0)
+        await plane.append_generation(lambda kept, late_ms: rules.RulesGeneration(), 0)
         with pytest.raises(errors.ControlPlaneUnavailableError, match="worker-0"):
             await owner.report(suite.SHARD, lambda status: with_twins(1, status))
         with pytest.raises(errors.ControlPlaneUnavailableError, match="worker-0"):

@@ -6,10 +6,11 @@ meanwhile, since a generation takes effect a second after its edit and workers h
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator
 
-from fleet_model import generations, parse, spec
+from fleet_model import generations, parse, rules, spec
 from fleet_worker import control_plane, errors, ports, rule_edits
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,12 @@ class Stamping:
         while True:
             try:
                 # Both clocks: arrival times are Kinesis', and what is late by either may be judged by two generations.
-                now_ms = max(self._clock.wall_ms(), await self._stream.now_ms())
-                oldest_ms = now_ms - await self._stream.retention_ms()
+                ahead_ms = max(0, await self._stream.now_ms() - self._clock.wall_ms())
                 kept = await self._plane.generations()
-                generation = rule_edits.upcoming(kept, fleet, now_ms)
-                if generation is not None:
-                    await self._plane.append_generation(generation, oldest_ms if kept else 0)
-                    log.info("rules generation %d holds from %d on", generation.generation, generation.effective_ms)
+                oldest_ms = self._clock.wall_ms() - await self._stream.retention_ms() if kept else 0
+                now = await self._plane.append_generation(functools.partial(self._made, fleet, ahead_ms), oldest_ms)
+                if now[-1:] != kept[-1:]:
+                    log.info("rules generation %d holds from %d on", now[-1].generation, now[-1].effective_ms)
                 self.error = ""
                 return
             except (errors.DiskFullError, errors.TooManyGenerationsError) as error:
@@ -68,6 +68,12 @@ class Stamping:
                     log.warning("the fleet's rules can't be stamped just now, trying again: %s", error)
                 self.error = str(error)
             await self._clock.sleep(TRY_AGAIN_S)
+
+    def _made(
+        self, fleet: spec.FleetSpec, ahead_ms: int, kept: tuple[rules.RulesGeneration, ...], late_ms: int
+    ) -> rules.RulesGeneration | None:
+        """control_plane.Make. ahead_ms: Kinesis' clock before ours."""
+        return rule_edits.upcoming(kept, fleet, self._clock.wall_ms() + ahead_ms + late_ms)
 
     def _refuse(self, why: str) -> None:
         self.error = why
