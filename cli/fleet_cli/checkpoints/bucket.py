@@ -51,8 +51,9 @@ class Partition:
 
 def run(fleet_path: pathlib.Path, work: Callable[[Opened], Coroutine[Any, Any, Result]]) -> Result:
     """Opens the fleet's bucket, does the work, and ends the command with a message when that can't be done."""
-    from fleet_worker.adapters import fleet_file
+    from fleet_worker.adapters import allocation, fleet_file
 
+    allocation.share_one_arena()  # lots of rows are made in one thread and freed in another
     with console.told_plainly():
         fleet = fleet_file.load(fleet_path)
         if not fleet.checkpoint.bucket:

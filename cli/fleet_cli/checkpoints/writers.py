@@ -147,16 +147,23 @@ class JsonLinesWriter:
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
-    """As JSON has them: 32-bit numbers in their fewest digits."""
+    """As JSON has them: 32-bit numbers in their fewest digits. By way of NumPy where nothing is missing: that is several times as fast."""
     import orjson
 
-    if str(column.type) != "float" or column.null_count:
-        values: list[Any] = column.to_pylist()
-        if str(column.type) == "float":
-            return [None if value is None else float(f"{value:.9g}") for value in values]
+    kind = str(column.type)
+    values: list[Any]
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if kind == "float":
+        numbers = column.fill_null(0).to_numpy() if column.null_count else column.to_numpy()
+        values = orjson.loads(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY))
+        if column.null_count:
+            missing = column.is_null().to_pylist()
+            return [None if here else value for here, value in zip(missing, values, strict=True)]
         return values
-    shortest: list[Any] = orjson.loads(orjson.dumps(column.to_numpy(), option=orjson.OPT_SERIALIZE_NUMPY))
-    return shortest
+    as_numbers = kind in ("double", "int64") and not column.null_count
+    values = column.to_numpy().tolist() if as_numbers else column.to_pylist()
+    return values
 
 
 def _shown(table: pa.Table) -> pa.Table:
