@@ -29,13 +29,14 @@ DOUBTFUL_MS = 60_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Left:
-    """What is left of a partition. rows: None where only its clock is known. where: for messages."""
+    """What is left of a partition. where: for messages. is_final: nobody was at work any more when it was left."""
 
     where: str
     clock_ms: int
     position: str
-    rows: Mapping[str, Parts] | None
+    rows: Mapping[str, Parts]
     outbox: int = 0
+    is_final: bool = True
 
 
 def left(where: str, contents: memory_store.Contents) -> Left:
@@ -99,9 +100,11 @@ def judged(
         if parents:
             expected += one.model.inherit(parents)
         expected += one.model.apply(events)
+        half_scanned: list[tuple[Left, str]] = []
         for entry in sorted(lefts.get(shard.shard_id, ()), key=lambda entry: entry.clock_ms):
             expected += one.model.advance(entry.clock_ms)
-            found.problems += _left_problems(one, entry)
+            found.problems += _left_problems(one, entry, half_scanned)
+        found.problems += _not_explained(one, half_scanned)
         partitions[shard.shard_id] = one
         found.records += len(shard.records)
         found.twins += len(one.model.twins)
@@ -115,15 +118,40 @@ def judged(
     return found
 
 
-def _left_problems(one: _Partition, entry: Left) -> list[str]:
+def _left_problems(one: _Partition, entry: Left, half_scanned: list[tuple[Left, str]]) -> list[str]:
+    """half_scanned: gets the devices that a commit may have caught in the middle of a scan, whose clock comes only with its end."""
     found = []
     last = str(one.shard.records[-1].sequence_number) if one.shard.records else ""
     if last and entry.position != last:
         found.append(f"{entry.where}: stands at {entry.position or 'nothing'}, its last record is {last}")
     if entry.outbox:
         found.append(f"{entry.where}: {entry.outbox} effects are left in the outbox")
-    if entry.rows is not None:
-        found += [f"{entry.where}: {text}" for text in judge.judge_twins(one.model.twins, entry.rows)]
+    rows, twins_now = entry.rows, one.model.twins
+    found += [f"{entry.where}: {device_id!r} expected, isn't there" for device_id in twins_now.keys() - rows.keys()]
+    found += [f"{entry.where}: {device_id!r} is there, not expected" for device_id in rows.keys() - twins_now.keys()]
+    for device_id in sorted(rows.keys() & twins_now.keys()):
+        wrong = judge.judge_twin(twins_now[device_id], *rows[device_id])
+        if _are_of_a_scan(wrong) and not entry.is_final:
+            half_scanned.append((entry, device_id))
+        else:
+            found += [f"{entry.where}: {device_id!r}: {text}" for text in wrong]
+    return found
+
+
+def _are_of_a_scan(wrong: Sequence[str]) -> bool:
+    return bool(wrong) and all(text.startswith(("offline_repeats ", "flags ")) for text in wrong)
+
+
+def _not_explained(one: _Partition, half_scanned: Sequence[tuple[Left, str]]) -> list[str]:
+    """Those that aren't on their way to what the model says a little later."""
+    found = []
+    for entry, device_id in half_scanned:
+        later, row = one.model.twins.get(device_id), entry.rows[device_id]
+        reached = int(row[0]["offline_repeats"])
+        if later is None or not _are_of_a_scan(judge.judge_twin(later, *row)) or reached > later.offline_repeats:
+            wrong = ["gone by now"] if later is None else judge.judge_twin(later, *row)
+            if wrong:
+                found.append(f"{entry.where}: {device_id!r}, offline ahead of its clock: {wrong}")
     return found
 
 

@@ -100,8 +100,11 @@ class Sky:
 
     def control(self, call: memory_control.Call) -> memory_control.Fault:
         weather, dice = self.now, self.dice
-        if call.operation in ("append_generation", "follow_generations"):
-            return memory_control.NO_FAULT  # an edit reaches every worker in time: see docs/simulator.md
+        if call.operation == "append_generation":
+            return memory_control.NO_FAULT  # the world does that, not the control loop
+        if call.operation == "follow_generations":
+            is_slow = self.strikes(weather.slow, "control plane: a generation delivered slowly")
+            return memory_control.Fault(delay_s=dice.choice(SLOW_S) if is_slow else 0.0)
         if self.strikes(weather.refused, f"control plane: {call.operation} refused"):
             return memory_control.Fault(failure=True)
         if self.strikes(weather.lost, f"control plane: {call.operation} reply lost"):
@@ -262,6 +265,9 @@ class Plane:
 
     def follow_generations(self, worker: str) -> AsyncIterator[tuple[rules.RulesGeneration, ...]]:
         return self._shared.follow_generations(str(self._process))
+
+    def rules_known_until_ms(self, worker: str) -> int:
+        return self._shared.rules_known_until_ms(str(self._process))
 
     async def start(self) -> partition.Start | None:
         return await self._shared.start()

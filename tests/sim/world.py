@@ -234,6 +234,7 @@ class World:
             fleet=self.fleet,
             retention_ms=memory_kinesis.RETENTION_MS,
             rules_settled=asyncio.Event(),
+            rules_known=ordered.rules_known,
         )
         around.rules_settled.set()
         generations = await ordered.generations(stream, memory_kinesis.RETENTION_MS)
@@ -469,7 +470,7 @@ class World:
         return True
 
     async def _edit(self, event: Event) -> bool:
-        """Only at a moment in which every worker can hear of it: see docs/simulator.md."""
+        """Only at a moment in which no worker is cut off from the control plane: see docs/simulator.md."""
         assert event.rule is not None
         while not self._all_can_hear():
             await self.clock.sleep(0.5)
@@ -485,11 +486,7 @@ class World:
     def _all_can_hear(self) -> bool:
         running = [worker.running for worker in self.workers.values() if worker.running is not None]
         is_cut = bool(self.loop_network.control) or any(one.network.control for one in running)
-        return (
-            not is_cut
-            and not any(one.process.is_paused for one in running)
-            and all(ghost.process.is_dead for ghost in self._ghosts)
-        )
+        return not is_cut and all(ghost.process.is_dead for ghost in self._ghosts)
 
     async def _storm(self, event: Event) -> bool:
         self.sky.storms += 1
@@ -646,7 +643,8 @@ class World:
         objects = surroundings.objects(self.bucket, self.clock, self.sky, network, "judge")
         assert stands.checkpoint is not None
         await restoring.restore(objects, stands, store, self.clock)
-        return dataclasses.replace(judge.left(f"{shard_id} in S3", store.contents), outbox=0)
+        left = judge.left(f"{shard_id} in S3", store.contents)
+        return dataclasses.replace(left, outbox=left.outbox if stands.final else 0, is_final=stands.final)
 
 
 async def _no_edits() -> AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]:

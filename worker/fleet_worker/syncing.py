@@ -39,9 +39,11 @@ class Syncing:
             self._task.result()
 
     async def ended(self) -> None:
-        """Waits for the one under way. It isn't cancelled: its thread would go on, and the store must not be closed beside it."""
+        """Waits for the one under way. It isn't cancelled: its thread would go on, and the store must not be closed beside it. If it
+        fails, the store knows, and closing it leaves no clean mark."""
         if self._task is not None:
             await asyncio.wait((self._task,))
+            self._task.exception()  # looked at, so that asyncio doesn't call it forgotten
 
     async def _sync(self) -> None:
         with self._metrics.sync.time():
