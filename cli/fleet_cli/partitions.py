@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fleet_cli import console, show
+from fleet_cli import console, partition_skip, show
 
 if TYPE_CHECKING:
     from fleet_model import twin_partition
@@ -18,18 +18,11 @@ if TYPE_CHECKING:
 PHASE_COLOURS = {"Running": "green", "Failed": "red", "Draining": "yellow", "Restoring": "yellow", "Released": "yellow"}
 
 
-@click.command(name="partitions", epilog=console.EXIT_CODES)
-@click.option(
-    "--control",
-    "control_folder",
-    type=click.Path(path_type=pathlib.Path, file_okay=False),
-    envvar="FLEET_TWIN_CONTROL",
-    show_envvar=True,
-    metavar="DIR",
-    help="The control folder.  [default: the running demo's]",
-)
+@click.group(name="partitions", invoke_without_command=True, epilog=console.EXIT_CODES)
+@partition_skip.control_option
 @click.option("--json", "as_json", is_flag=True, help="The TwinPartition objects as JSON.")
-def command(control_folder: pathlib.Path | None, as_json: bool) -> None:
+@click.pass_context
+def command(context: click.Context, control_folder: pathlib.Path | None, as_json: bool) -> None:
     """Show every partition: its worker, phase, epoch, twins, the age of its last checkpoint.
 
     "worker-0 → worker-1" is a partition on its way, "worker-0 (worker-1)" one of which worker-1 keeps a warm copy.
@@ -38,7 +31,10 @@ def command(control_folder: pathlib.Path | None, as_json: bool) -> None:
     Examples:
       fleet-twin partitions
       fleet-twin partitions --control ./control --json
+      fleet-twin partitions skip shardId-000000000000 --to 23h
     """
+    if context.invoked_subcommand is not None:
+        return
     from fleet_cli import running
     from fleet_model import twin_partition_document
     from fleet_worker.adapters import control_files
@@ -62,6 +58,9 @@ def command(control_folder: pathlib.Path | None, as_json: bool) -> None:
         show.table(("worker", "state", "partitions", "records/s", "API"), _workers(partitions, heartbeats, now_ms))
     else:
         click.echo("No workers.")
+
+
+command.add_command(partition_skip.command)
 
 
 def row(entry: twin_partition.TwinPartition, now_ms: int) -> tuple[str, ...]:
