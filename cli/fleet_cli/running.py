@@ -41,6 +41,8 @@ def told(demo: Demo) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others may be in it
+            path.parent.rmdir()
 
 
 def find() -> Demo:

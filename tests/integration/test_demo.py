@@ -35,6 +35,10 @@ spec:
 """
 
 
+def environment(folder: pathlib.Path) -> dict[str, str]:
+    return aws_env.environment(TMPDIR=str(folder), XDG_RUNTIME_DIR=str(folder))
+
+
 @contextmanager
 def demo(folder: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A running demo, in a session of its own; its children, too, are gone afterwards, whatever happened."""
@@ -43,7 +47,7 @@ def demo(folder: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[str
         [sys.executable, "-m", "fleet_cli", "demo", *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=aws_env.environment(TMPDIR=str(folder)),
+        env=environment(folder),
         start_new_session=True,
         text=True,
     )
@@ -122,10 +126,72 @@ def test_an_edit_of_the_fleet_file_holds_while_it_runs_and_a_signal_ends_it(tmp_
         assert process.wait(END_S_MAX) == 0, said(tmp_path)
         assert not any(child.is_running() for child in children.values())
     assert number(said(tmp_path), "rules:") == 2
-    assert {"fleet.yaml", "data", "worker.log", "simulator.log"} <= {entry.name for entry in kept.iterdir()}
+    assert {"fleet.yaml", "data", "worker-0.log", "simulator.log"} <= {entry.name for entry in kept.iterdir()}
 
 
-def test_a_worker_that_dies_fails_the_demo_and_takes_the_rest_along(tmp_path: pathlib.Path) -> None:
+def fleet_twin(folder: pathlib.Path, *arguments: str) -> str:
+    """What another command says, in another terminal as it were."""
+    command = [sys.executable, "-m", "fleet_cli", *arguments]
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=END_S_MAX)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}\n{said(folder)}"
+    return done.stdout
+
+
+def workers_of(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    """By name."""
+    commands = {child: child.cmdline() for child in psutil.Process(process.pid).children()}
+    return {command[command.index("--name") + 1]: child for child, command in commands.items() if "--name" in command}
+
+
+def test_workers_come_and_go_while_records_flow(tmp_path: pathlib.Path) -> None:
+    port = server_process.free_port()
+    with demo(tmp_path, "--workers", "2", "--devices", "200", "--rate", "200", "--port", str(port)) as process:
+        wait_for(tmp_path, r"records=[1-9]")
+        assert workers_of(process).keys() == {"worker-0", "worker-1"}
+        grown = fleet_twin(tmp_path, "demo", "scale", "3")
+        assert re.search(r"move: shardId-\d+ worker-[01] → worker-2, paused \d+\.\d s", grown), grown
+        assert workers_of(process).keys() == {"worker-0", "worker-1", "worker-2"}
+        owners = re.findall(r"^shardId-\d+ +(worker-\d) +Running", fleet_twin(tmp_path, "partitions"), re.MULTILINE)
+        assert len(owners) == 4
+        assert set(owners) == {"worker-0", "worker-1", "worker-2"}
+        shrunk = fleet_twin(tmp_path, "demo", "scale", "1")
+        assert "done: partitions of worker-0 4" in shrunk
+        assert workers_of(process).keys() == {"worker-0"}
+        wait_for(tmp_path, r"worker-1 owned nothing any more and ended")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_S_MAX) == 0, said(tmp_path)
+    text = said(tmp_path)
+    assert number(text, "records in:") == number(text, r"\(sent"), "none lost, none applied twice"
+    assert number(text, r"\ntwins:") == 200
+    assert number(text, r"\nmoves:") >= 4
+    assert re.search(r"time=\d+s move: shardId-\d+ worker-\d → worker-\d, paused \d", text), text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["demo.log"], "nothing stays"
+
+
+def test_a_worker_of_several_that_dies_is_started_again_and_goes_on(tmp_path: pathlib.Path) -> None:
+    port = server_process.free_port()
+    with demo(tmp_path, "--workers", "2", "--devices", "100", "--rate", "100", "--port", str(port)) as process:
+        wait_for(tmp_path, r"records=[1-9]")
+        workers_of(process)["worker-1"].kill()
+        wait_for(tmp_path, r"worker-1 died with exit code -9; it is started again")
+        wait_for(tmp_path, r"move: shardId-\d+ back at worker-1, paused \d+\.\d s")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_S_MAX) == 0, said(tmp_path)
+    text = said(tmp_path)
+    assert number(text, "worker deaths:") == 1
+    assert number(text, "records in:") >= number(text, r"\(sent")
+    assert number(text, r"\ntwins:") == 100
+
+
+def test_several_workers_want_a_bucket(tmp_path: pathlib.Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(OWN_FLEET)
+    with demo(tmp_path, "--workers", "2", "--fleet-file", str(own)) as process:
+        assert process.wait(END_S_MAX) == 1
+    assert "spec.checkpoint.bucket" in said(tmp_path)
+
+
+def test_a_worker_that_is_alone_and_dies_fails_the_demo_and_takes_the_rest_along(tmp_path: pathlib.Path) -> None:
     port, own = server_process.free_port(), tmp_path / "own.yaml"
     own.write_text(OWN_FLEET)  # names neither endpoint nor region
     with demo(tmp_path, "--devices", "50", "--port", str(port), "--fleet-file", str(own)) as process:

@@ -182,6 +182,8 @@ async def test_the_death_of_a_worker_that_is_alone_is_the_end(tmp_path: pathlib.
     workers = made_crew(tmp_path, [], 1, is_shared=False)
     await workers.start()
     assert "--control" not in sleepers.arguments[0]
+    assert await workers.tend({}, lambda name: None, nobody) == []
+    assert list(workers.children) == ["worker"]
     workers.children["worker"].process.kill()
     await workers.children["worker"].process.wait()
     with pytest.raises(errors.FleetTwinError, match="The worker ended with exit code -9"):

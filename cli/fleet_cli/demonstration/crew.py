@@ -62,7 +62,7 @@ class Crew:
         return self._place.control is not None
 
     def is_leaving(self, name: str) -> bool:
-        return loop.ordinal_of(name) >= self.wanted
+        return self.is_shared and loop.ordinal_of(name) >= self.wanted
 
     def names(self) -> list[str]:
         """Of those that are to stay."""
