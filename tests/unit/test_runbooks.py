@@ -39,6 +39,19 @@ SAID = {
     "that holds from the next start only",
     "edits of the rules are kept already",
     "no room to write it",
+    "no checkpoint: ",
+    "effects wait, as it is unknown whether it is still ours",
+    "its checksum is wrong; what was written isn't what is read",
+    "is gone, though the manifest names it; bring it back, if the bucket keeps versions",
+    "its manifest is gone, so nobody can tell whose it is",
+    "its manifest is lost",
+    "this version reads format ",
+    " has claimed it at epoch ",
+    "; it stops here",
+    " and hasn't released it; wait until it has, or let epoch ",
+    " is below ",
+    "which this start never wrote there: two processes have the same; end one of them",
+    "set spec.skipToTime of its TwinPartition",
 }
 """What the pages quote of the worker's messages, as far as it is fixed text."""
 
@@ -62,7 +75,7 @@ def test_what_the_runbooks_quote_is_what_the_worker_says(words: str) -> None:
 def test_every_metric_that_the_runbooks_name_exists() -> None:
     named = set(re.findall(r"fleet_twin_[a-z_]+", said_in_runbooks()))
     known = {entry.name for entry in metrics.Metrics().definitions}
-    known |= {f"{name}_bucket" for name in known}
+    known |= {name + suffix for name in known for suffix in ("_bucket", "_sum", "_count")}
     assert len(named) > 10
     assert named - known == set()
 
