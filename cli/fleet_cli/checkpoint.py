@@ -153,7 +153,10 @@ def _tell(verdicts: list[verifying.Verdict], damage: list[verifying.Damage]) -> 
     heads = ("partition", "file", "what is wrong")
     show.table(heads, [(each.shard_id or show.DASH, each.file or show.DASH, each.what) for each in damage])
     click.echo()
-    click.echo(click.style(f"{len(damage):,} things are wrong", fg="red") + f" in {read}.")
+    click.echo(
+        click.style("1 thing is wrong" if len(damage) == 1 else f"{len(damage):,} things are wrong", fg="red")
+        + f" in {read}."
+    )
     click.echo("What to do: docs/runbooks/checkpoint-broken.md", err=True)
 
 
