@@ -256,3 +256,22 @@ def test_the_way_out_of_a_position_that_the_stream_no_longer_holds() -> None:
         assert fleet.kinesis.records_of(piped.ALERTS) == []
 
     in_a_crew(body)
+
+
+def test_a_parent_that_was_never_read_to_its_end_is_loud_and_can_be_given_up() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await heard(fleet, "worker-0")
+        await fleet.clock.sleep(2 * crew.INTERVAL_S)
+        await fleet.kill("worker-0")
+        fleet.kinesis.split_shard(piped.TELEMETRY, FIRST)
+        await fleet.assign(LOWER_CHILD, "worker-1")
+        await fleet.control.delete(FIRST, fleet.control.stored(FIRST).resource_version)
+        await fleet.start("worker-1")
+        await fleet.until(lambda: fleet.status(LOWER_CHILD).phase is Phase.FAILED)
+        assert "was not read to its end" in fleet.status(LOWER_CHILD).message
+        await fleet.change(LOWER_CHILD, skip_to_ms=fleet.clock.wall_ms())
+        await fleet.is_running(LOWER_CHILD, "worker-1")
+        assert fleet.workers["worker-1"].twin(DEVICE) is None
+
+    in_a_crew(body)

@@ -122,12 +122,12 @@ class ClaimedTenure:
             found = await self._checkpoints.manifests.read(parent)
             if found is not None and found[0].final and found[0].ended:
                 self._parents.append(found[0])
-            elif found is None and known is None:
-                continue  # nothing of ours was ever in it
+            elif known is None and (found is None or wanted.spec.skip_to_ms):
+                continue  # nothing of ours was ever in it, or it was given up
             elif known is None:
                 raise errors.PositionExpiredError(
                     f"partition {shard_id}: its parent {parent} was not read to its end, and the stream no longer lists it: records are "
-                    f"lost. {WAY_OUT}"
+                    f"lost. {WAY_OUT}; it begins without that parent's twins then"
                 )
             else:
                 return f"waits for the final checkpoint of its parent {parent}"
