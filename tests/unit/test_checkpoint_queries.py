@@ -83,7 +83,9 @@ def test_without_its_last_condition_it_has_what_an_export_has(folder: pathlib.Pa
         row for row in every if row["device_id"] != made.ODD
     ]
     odd = next(row for row in exported if row["device_id"] == made.ODD)
-    assert (odd["firmware"], odd["temperature_c"]) == ("1.4.2", made.temperature_of(made.ODD)), "only an export reads it"
+    assert (odd["firmware"], odd["temperature_c"]) == ("1.4.2", made.temperature_of(made.ODD)), (
+        "only an export reads it"
+    )
 
 
 def test_an_export_is_asked_as_the_page_says(folder: pathlib.Path) -> None:
