@@ -37,9 +37,15 @@ e2e: setup ## real worker processes against real emulators: kills, splits, outag
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration -m processes $(PYTEST_ARGS)
 
+# What only computes runs on every core; what starts processes of its own, one after the other, since it is timed by the clock.
 test: lint ## lint, then every test that this machine can run [PYTEST_ARGS=…]
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
+ifeq ($(strip $(PYTEST_ARGS)),)
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes"
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m processes
+else
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+endif
 
 lint: setup ## format, lint, types, import rules, generated code up to date
 	@$(VENV)/bin/ruff format --check --quiet .
