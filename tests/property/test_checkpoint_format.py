@@ -214,7 +214,7 @@ def test_kept_telemetry_is_a_sequence_of_messages() -> None:
     names = ["a", "b", "c"]
     said = [build.raw_telemetry("a"), None, b"other"]
     column = kept.KeptTelemetry.of(names, said)
-    assert (list(column), column[0:2], column[2], len(column)) == (said, said[:2], b"other", 3)
+    assert (list(column), list(column[0:2]), column[2], len(column)) == (said, said[:2], b"other", 3)
     assert column.forms.tolist() == [kept.WITHOUT_ID, kept.NONE, kept.WHOLE]
 
 

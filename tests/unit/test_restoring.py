@@ -113,7 +113,7 @@ def test_a_split_s_children_have_what_copying_the_folder_gave_them(make: checkpo
             copy_range = (
                 lmdb_store.copy_range if isinstance(parent, lmdb_store.LmdbTwinStore) else memory_store.copy_range
             )
-            copy_range(copied, [parent], half, state)  # type: ignore[arg-type]
+            copy_range(copied, [parent], half, state)
             assert checkpoints.held(child) == checkpoints.held(copied)
             assert checkpoints.held(child).twins
             child.close()

@@ -179,6 +179,49 @@ def worker_command(
     show.as_table(f"Worker {title}: {devices:,} twins, {shards} shards, {core}", rows)
 
 
+@command.command(name="checkpoint")
+@_devices
+@click.option("--records", type=click.IntRange(100_000, 50_000_000), default=4_000_000, show_default=True, metavar="R")
+@_cpu
+@_data
+@_json
+def checkpoint_command(devices: int, records: int, cpu: int | None, data: pathlib.Path | None, as_json: bool) -> None:
+    """One partition's checkpoint: CPU, bytes, restore, and what --records beside it notice of it.
+
+    The bounds are those of docs/benchmarks.md: for a million twins 4 s of CPU and 80 MB, 300,000 twins/s back into LMDB, a delta of at
+    most 1.5 times what the changed twins take in LMDB, and 80 % of the records/s while one is taken.
+    """
+    from fleet_cli.bench import checkpoint, show
+
+    if cpu is None:
+        cpu = _last_cpu()
+    asked = {"devices": devices, "records": records, "cpu": cpu}
+    with console.told_plainly(), _folder(data) as folder, _progress() as tell:
+        _make_tapes(folder, devices, checkpoint.records_needed(devices, records), 1, 10.0, tell)
+        result = checkpoint.measure(checkpoint.Options(folder / "tapes", folder / "data", cpu), tell)
+    if as_json:
+        show.as_json("checkpoint", asked, result)
+        return
+    show.as_table(
+        f"Checkpoint: {result['twins']:,} twins",
+        {
+            "CPU of a base": f"{result['base_cpu_s']:.2f} s; a million twins {result['base_cpu_s_a_million']:.2f} s",
+            "bytes of a base": f"{show.megabytes(result['base_bytes'])}; a million twins "
+            f"{show.megabytes(result['base_bytes_a_million'])}",
+            "memory it took": show.megabytes(result["base_memory_bytes"]),
+            "restored into LMDB": f"{show.number(result['restored_twins_per_s'])} twins/s; a second of CPU time "
+            f"{show.number(result['restored_twins_per_cpu_s'])}",
+            "a delta": f"{result['delta_rows']:,} twins, {show.megabytes(result['delta_bytes'])}: "
+            f"{result['delta_ratio']:.2f} of their bytes in LMDB",
+            "CPU of that delta": show.number(result["delta_cpu_s"], "s", 2),
+            "records/s alone, and beside": f"{show.number(result['records_per_s_alone'])} and "
+            f"{show.number(result['records_per_s_beside'])}: {result['kept']:.0%} kept",
+            "a base beside them took": show.number(result["beside_take_s"], "s", 1),
+            "growth of the file meanwhile": show.megabytes(result["beside_file_growth_bytes"]),
+        },
+    )
+
+
 def _make_tapes(
     folder: pathlib.Path, devices: int, records: int, partitions: int, interval_s: float, tell: Callable[[str], None]
 ) -> list[tapes.Tape]:

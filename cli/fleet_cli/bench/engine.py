@@ -110,10 +110,15 @@ class TapeSource:
 
     def __init__(self, tape: tapes.Tape, part: range, ends: Ends, on_end: Callable[[], None] | None) -> None:
         self._tape = tape
-        self._next, self._last = part.start, part.stop
+        self._first, self._next, self._last = part.start, part.start, part.stop
         self._ends = ends
         self._on_end = on_end
         self._arrived = False
+
+    @property
+    def given(self) -> int:
+        """Records so far."""
+        return self._next - self._first
 
     async def read(self) -> records.ShardBatch:
         if not self._arrived:

@@ -70,6 +70,14 @@ class File:
     part: manifest.Part
 
 
+def warm_up() -> None:
+    """Loads what is loaded at the first use, which takes some tenths of a second."""
+    import pyarrow
+    import pyarrow.parquet
+
+    assert pyarrow.parquet
+
+
 # ── twins ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
