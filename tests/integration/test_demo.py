@@ -163,7 +163,7 @@ def test_workers_come_and_go_while_records_flow(tmp_path: pathlib.Path) -> None:
     text = said(tmp_path)
     assert number(text, "records in:") == number(text, r"\(sent"), "none lost, none applied twice"
     assert number(text, r"\ntwins:") == 200
-    assert number(text, r"\nmoves:") >= 4
+    assert number(text, r"\nmoves:") >= 3
     assert re.search(r"time=\d+s move: shardId-\d+ worker-\d → worker-\d, paused \d", text), text
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo.log"], "nothing stays"
 

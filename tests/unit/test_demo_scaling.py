@@ -178,6 +178,27 @@ async def test_a_worker_that_dies_is_started_again_until_it_dies_too_often(
         await workers.end()
 
 
+async def test_a_leaving_worker_that_dies_has_left_once_others_have_taken_over(
+    tmp_path: pathlib.Path, sleepers: Sleepers
+) -> None:
+    told: list[str] = []
+    workers = made_crew(tmp_path, told, 2)
+    try:
+        await workers.start()
+        workers.want(1)
+        still_owned = {suite.SHARD: owned("worker-1")}
+        assert await workers.tend(still_owned, lambda name: None, nobody) == []
+        workers.children["worker-1"].process.kill()
+        await workers.children["worker-1"].process.wait()
+        assert await workers.tend(still_owned, lambda name: None, nobody) == []
+        assert "worker-1 died with exit code -9; it was leaving, others take over" in told
+        assert await workers.tend({suite.SHARD: owned("worker-0")}, lambda name: None, nobody) == ["worker-1"]
+        assert await workers.tend({suite.SHARD: owned("worker-0")}, lambda name: None, nobody) == []
+        assert sorted(workers.children) == ["worker-0"]
+    finally:
+        await workers.end()
+
+
 async def test_the_death_of_a_worker_that_is_alone_is_the_end(tmp_path: pathlib.Path, sleepers: Sleepers) -> None:
     workers = made_crew(tmp_path, [], 1, is_shared=False)
     await workers.start()
@@ -218,7 +239,7 @@ def test_a_running_demo_is_found_and_a_dead_one_is_not(runtime: pathlib.Path, tm
             with pytest.raises(errors.FleetTwinError, match=f"--folder {tmp_path}"):
                 running.find()
             assert running.find_in(tmp_path / "other").pid == os.getppid()
-    assert list(runtime.iterdir()) == []
+    assert not runtime.exists()
 
 
 def test_scale_without_a_demo_says_how_to_start_one(runtime: pathlib.Path) -> None:

@@ -56,6 +56,7 @@ class Crew:
         self._tell = tell
         self._died_at: collections.deque[float] = collections.deque(maxlen=DEATHS_MAX)
         self._tending = asyncio.Lock()
+        self._lost: set[str] = set()  # died while they left, and may still be named as owners
 
     @property
     def is_shared(self) -> bool:
@@ -106,7 +107,9 @@ class Crew:
                 await leaves(name)
                 await self.children.pop(name).end(END_S)
                 self._tell(f"{name} owned nothing any more and ended")
-            return left
+            lost = [name for name in self._lost if not is_needed(name, partitions)]
+            self._lost -= set(lost)
+            return left + lost
 
     def _died(self, name: str, child: processes.Child) -> None:
         del self.children[name]
@@ -116,7 +119,10 @@ class Crew:
         if not self.is_shared or is_often:
             raise child.ended_badly()
         self._died_at.append(now_s)
-        again = "" if self.is_leaving(name) else "; it is started again"
+        again = "; it is started again"
+        if self.is_leaving(name):
+            again = "; it was leaving, others take over"
+            self._lost.add(name)
         self._tell(f"{name} died with exit code {child.process.returncode}{again}")
 
     async def end(self) -> errors.FleetTwinError | None:
@@ -128,6 +134,7 @@ class Crew:
 
     async def _start(self, name: str) -> None:
         place = self._place
+        self._lost.discard(name)
         is_first = name in (name_of(0), "worker")
         arguments = ["fleet_cli", "worker", "--fleet", str(place.fleet_path)]
         if place.control is None:
