@@ -66,7 +66,7 @@ class Situation:
         for entry in self.partitions.values():
             if stage(entry) is Stage.CLOSED:
                 continue
-            for name in {entry.spec.worker, entry.status.worker} - {""}:
+            for name in {entry.spec.worker, entry.status.worker, *entry.spec.standby} - {""}:
                 named.add(name)
                 since_ms = max(self._unlisted_since_ms.get(name, 0), entry.spec.assigned_ms)
                 self._unlisted_since_ms[name] = since_ms

@@ -71,6 +71,7 @@ class World:
         self.store_away_until_ms = 0
         self.loop_away_until_ms = 0
         self.watching_since_ms = self.now_ms
+        self.dead = ""
         self.writes = 0
         self.in_flight: dict[str, tuple[int, int]] = {}
         self.last = control.Wanted()
@@ -175,7 +176,11 @@ class World:
                     holding.phase, holding.then_ms = Phase.FAILED, self.now_ms + soon_ms
 
     def calm(self) -> None:
-        """From now on nothing bad happens any more."""
+        """From now on nothing bad happens any more, but that one worker may be gone for good: its disk, its node, its name."""
+        workers = sorted(name for name, each in self.processes.items() if each.ordinal < self.settings.replicas)
+        if len(workers) > 1 and self.random.random() < 0.4:
+            self.dead = self.random.choice(workers)
+            self.kill(self.dead, NEVER)
         self.store_away_until_ms = self.loop_away_until_ms = self.now_ms
         for process in self.processes.values():
             process.cut_until_ms = process.cold_until_ms = self.now_ms
@@ -186,7 +191,7 @@ class World:
     def tick(self) -> None:
         self.now_ms += TICK_MS
         for process in list(self.processes.values()):
-            if not process.is_alive and self.now_ms >= process.start_again_ms:
+            if not process.is_alive and self.now_ms >= process.start_again_ms and process.name != self.dead:
                 process.is_alive, process.start_again_ms = True, NEVER
                 process.ready_ms = self.now_ms + self.random.randint(0, 10) * 1_000
             if process.is_alive:

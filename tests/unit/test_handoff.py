@@ -238,3 +238,15 @@ def test_a_receiver_that_never_warms_up_lets_others_go_first() -> None:
     specs = changed(observed)
     assert [spec.receiver for spec in specs.values()] == ["worker-2"]
     assert told(observed, Kind.STALLED) == (True, Reason.MOVES_STUCK)
+
+
+def test_a_receiver_or_a_standby_that_falls_silent_is_replaced() -> None:
+    entries = [entry(HALVES[0], "worker-0"), entry(HALVES[1], "worker-0")]
+    named = dataclasses.replace(entries[0].spec, receiver="worker-1", standby=("worker-1",), standby_ms=NOW_MS)
+    entries[0] = dataclasses.replace(entries[0], spec=named)
+    specs = changed(look(entries, [worker(0), worker(1, 30_000), worker(2)], max_concurrent_moves=1))
+    assert sorted((spec.receiver, spec.standby) for spec in specs.values()) == [("", ()), ("worker-2", ("worker-2",))]
+    kept = dataclasses.replace(entries[1].spec, standby=("worker-1",))
+    entries = [entry(HALVES[0], "worker-2"), dataclasses.replace(entries[1], spec=kept)]
+    specs = changed(look(entries, [worker(0), worker(1, 30_000), worker(2)], standby_replicas=1))
+    assert specs["shard-2-1"].standby == ("worker-2",)
