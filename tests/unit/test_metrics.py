@@ -12,7 +12,7 @@ from fleet_worker import metrics
 from fleet_worker.core import effects
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
-LABELS = {"operation", "trouble", "shard", "trigger", "reason", "target", "phase"}
+LABELS = {"kind", "operation", "trouble", "shard", "trigger", "reason", "target", "phase"}
 
 
 def value(measured: metrics.Metrics, name: str, **labels: str) -> float | None:
