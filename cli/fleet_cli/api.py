@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import pathlib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -42,8 +44,9 @@ def twin_path(device_id: str) -> str:
     return "/v1/twins/" + urllib.parse.quote(device_id, safe="")
 
 
-def ask(url: str, path: str, parameters: Json | None = None) -> Json:
-    """GET as JSON. Ends the command when there is no good answer."""
+def ask(url: str, path: str, parameters: Json | None = None, is_sent_on: bool = False) -> Json:
+    """GET as JSON. Ends the command when there is no good answer. A worker that says who else has it is asked in turn, if its address
+    is known; is_sent_on: that was done."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise click.BadParameter(f"{url!r} is no http:// or https:// address", param_hint="--url")
     query = urllib.parse.urlencode(
@@ -58,7 +61,11 @@ def ask(url: str, path: str, parameters: Json | None = None) -> Json:
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
             body = answer.read(ANSWER_BYTES_MAX)
     except urllib.error.HTTPError as error:
-        _refused(url, error)
+        problem = _problem(error)
+        owner = None if is_sent_on or error.code != 503 else _address_of(problem.get("owner"))
+        if owner is not None:
+            return ask(owner, path, parameters, is_sent_on=True)
+        _refused(url, error, problem)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         console.fail(
@@ -76,13 +83,37 @@ def ask(url: str, path: str, parameters: Json | None = None) -> Json:
     return told
 
 
-def _refused(url: str, error: urllib.error.HTTPError) -> NoReturn:
-    """Says the API's own words (application/problem+json) and picks the exit code."""
+def _problem(error: urllib.error.HTTPError) -> Json:
+    """The API's own words (application/problem+json); {} when it has none."""
     try:
         problem = json.loads(error.read(ANSWER_BYTES_MAX))
-        detail, remedy = str(problem["detail"]), str(problem.get("remedy") or "")
-    except (ValueError, KeyError, TypeError, http.client.HTTPException, OSError):
+    except (ValueError, http.client.HTTPException, OSError):
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _address_of(worker: object) -> str | None:
+    """Where the worker's API is, by the control folder of FLEET_TWIN_CONTROL or of the running demo; None when that isn't known."""
+    if not isinstance(worker, str):
+        return None
+    from fleet_cli import running
+    from fleet_worker import errors
+    from fleet_worker.adapters import control_files
+
+    try:
+        folder = os.environ.get("FLEET_TWIN_CONTROL")
+        control = pathlib.Path(folder) if folder else running.find().control
+        beat = control_files.ControlFiles(control).heartbeats().get(worker)
+    except errors.FleetTwinError:
+        return None
+    return beat.address if beat is not None else None
+
+
+def _refused(url: str, error: urllib.error.HTTPError, problem: Json) -> NoReturn:
+    """Says why, and picks the exit code."""
+    if "detail" not in problem:
         console.fail(f"{url} answers {error.code} {error.reason}: is it a Fleet Twin worker? Check --url.")
+    detail, remedy = str(problem["detail"]), str(problem.get("remedy") or "")
     message = detail + (f"\n{remedy}" if remedy else "")
     if error.code == 404:
         console.fail(message, console.EXIT_NOT_FOUND)

@@ -19,6 +19,8 @@ import pytest
 from click import testing
 
 from fleet_cli import console, logs, main, show
+from fleet_worker import control_plane
+from fleet_worker.adapters import control_files
 
 FLEET = """\
 apiVersion: fleettwin.io/v1alpha1
@@ -259,6 +261,8 @@ class Worker(http.server.BaseHTTPRequestHandler):
                 self.answer(200, SILENT)
             case "/v1/twins/elsewhere":
                 self.answer(503, {"detail": "partition shard-1 is Restoring", "remedy": "ask again after Retry-After"})
+            case "/v1/twins/others":
+                self.answer(503, {"detail": "partition shard-1 is Running at worker-1", "owner": "worker-1"})
             case "/v1/twins":
                 page = [twin("sensor-7")] if first else [SILENT]
                 answer = {"twins": page, "next": "more" if first else None}
@@ -317,6 +321,39 @@ def test_a_twin_is_shown_in_words_or_as_json(worker_url: str) -> None:
         assert words in shown.output
     assert "\x1b" not in shown.output, "no colour in a pipe"
     assert json.loads(run("twin", "get", "sensor-7", "--json", FLEET_TWIN_URL=worker_url).stdout) == twin("sensor-7")
+
+
+class OtherWorker(Worker):
+    """Has what the first one has not."""
+
+    def do_GET(self) -> None:
+        self.answer(200, twin("others"))
+
+
+def test_a_twin_of_another_worker_is_asked_for_there_when_its_address_is_known(
+    worker_url: str, tmp_path: pathlib.Path
+) -> None:
+    asked = ["twin", "get", "others", "--json", "--url", worker_url]
+    nowhere = run(*asked, FLEET_TWIN_CONTROL=str(tmp_path / "control"))
+    assert nowhere.exit_code == console.EXIT_NOT_READY
+    assert "Running at worker-1" in nowhere.stderr
+
+    files = control_files.ControlFiles(tmp_path / "control")
+    files.prepare()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherWorker) as other:
+        thread = threading.Thread(target=other.serve_forever, daemon=True)
+        thread.start()
+        files.put_heartbeat(
+            control_plane.Heartbeat("worker-1", f"http://127.0.0.1:{other.server_address[1]}", True, 1, 1)
+        )
+        found = run(*asked, FLEET_TWIN_CONTROL=str(tmp_path / "control"))
+        other.shutdown()
+        thread.join()
+    assert json.loads(found.stdout) == twin("others")
+
+    # It is asked for elsewhere once only, or two that name each other would go on for ever.
+    files.put_heartbeat(control_plane.Heartbeat("worker-1", worker_url, True, 1, 1))
+    assert run(*asked, FLEET_TWIN_CONTROL=str(tmp_path / "control")).exit_code == console.EXIT_NOT_READY
 
 
 def test_a_twin_that_said_nothing_yet_is_shown_and_any_id_can_be_asked_for(worker_url: str) -> None:
