@@ -55,11 +55,12 @@ lint: setup ## format, lint, types, import rules, generated code up to date
 	@$(VENV)/bin/lint-imports
 	@VENV=$(VENV) scripts/proto.sh --check
 
-bench: setup ## the benchmarks on this machine, about ten minutes (docs/benchmarks.md) [BENCH_ARGS=--json]
+bench: setup ## the benchmarks on this machine, about a quarter of an hour (docs/benchmarks.md) [BENCH_ARGS=--json]
 	@$(VENV)/bin/fleet-twin bench engine --devices 100000 --records 5000000 --cpu 0 $(BENCH_ARGS)
 	@$(VENV)/bin/fleet-twin bench engine --devices 1000000 --partitions 10 --records 5000000 --cpu 0 $(BENCH_ARGS)
 	@$(VENV)/bin/fleet-twin bench worker --behind $(BENCH_ARGS)
 	@$(VENV)/bin/fleet-twin bench worker --rate 10000 --shards 10 --duration 120 $(BENCH_ARGS)
+	@$(VENV)/bin/fleet-twin bench checkpoint --devices 1000000 --records 8000000 $(BENCH_ARGS)
 
 proto: setup ## proto/fleet_proto anew from proto/*.proto
 	@VENV=$(VENV) scripts/proto.sh
