@@ -250,3 +250,12 @@ def test_a_receiver_or_a_standby_that_falls_silent_is_replaced() -> None:
     entries = [entry(HALVES[0], "worker-2"), dataclasses.replace(entries[1], spec=kept)]
     specs = changed(look(entries, [worker(0), worker(1, 30_000), worker(2)], standby_replicas=1))
     assert specs["shard-2-1"].standby == ("worker-2",)
+
+
+def test_who_was_fenced_under_its_own_epoch_gets_the_next_one() -> None:
+    """By a process of its own name that is gone by now: nobody else would ever raise the epoch."""
+    fenced = entry(HALVES[0], "worker-0", epoch=4, phase=Phase.FAILED)
+    fenced = dataclasses.replace(fenced, status=dataclasses.replace(fenced.status, manifest_epoch=4))
+    entries = [fenced, entry(HALVES[1], "worker-1")]
+    raised = changed(look(entries, [worker(0), worker(1)]))["shard-2-0"]
+    assert (raised.worker, raised.epoch, raised.takeover) == ("worker-0", 5, 5)
