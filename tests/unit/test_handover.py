@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 from fleet_model import twin_partition
+from fleet_worker import custody
 from fleet_worker.adapters import memory_kinesis, memory_objects, memory_store
 from tests.support import crew, piped, supervised, virtual_time
 from tests.support.crew import FIRST, SECOND, Crew
@@ -158,6 +160,31 @@ def test_a_zombie_is_fenced_and_says_nothing_more() -> None:
         fleet.control.mend("worker-0")
         await fleet.clock.sleep(30.0)
         assert fleet.status(FIRST).worker == "worker-1"
+
+    in_a_crew(body)
+
+
+def test_who_was_fenced_by_another_process_of_its_own_name_asks_for_the_next_epoch() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        ghost = fleet.workers.pop("worker-0")
+        fleet.disks["ghost"] = fleet.disks.pop("worker-0")
+        await fleet.start("worker-0")  # its successor, on a volume of its own
+        await fleet.until(lambda: fleet.workers["worker-0"].supervisor.applied())
+        await fleet.until(lambda: not ghost.supervisor.partitions(), 3 * crew.INTERVAL_S)
+        status = fleet.status(FIRST)
+        assert (status.phase, status.manifest_epoch) == (Phase.RUNNING, 0), "the successor's words stand"
+        await ghost.die()
+        found = custody.Manifests(memory_objects.MemoryObjects(fleet.bucket, fleet.clock))
+        standing = await found.read(FIRST)
+        assert standing is not None
+        await found.write(
+            dataclasses.replace(standing[0], nonce="f" * 16, revision=99), standing[1]
+        )  # once more a ghost
+        await fleet.until(lambda: fleet.status(FIRST).phase is Phase.FAILED, 3 * crew.INTERVAL_S)
+        assert fleet.status(FIRST).manifest_epoch == 1
+        await fleet.assign(FIRST, "worker-0", takeover=True)
+        await fleet.is_running(FIRST, "worker-0")
 
     in_a_crew(body)
 

@@ -21,7 +21,7 @@ def told(held: holding.Holding, worker: str, stored: twin_partition.Status) -> t
     is_ours = stored.worker in ("", worker)
     if held.was_fenced:
         is_of_this_claim = held.tenure is not None and stored.nonce == held.tenure.nonce
-        return _only_phase(held, stored) if is_of_this_claim else stored
+        return _fenced(held, worker, stored) if is_of_this_claim else stored
     if held.is_shared and not held.has_claim:
         return _not_yet_claimed(held, stored, is_ours=is_ours) if held.role is holding.Role.OWNER else stored
     if held.role is not holding.Role.OWNER and not is_ours:
@@ -41,6 +41,14 @@ def _standbys(
 
 def _only_phase(held: holding.Holding, stored: twin_partition.Status) -> twin_partition.Status:
     return dataclasses.replace(stored, phase=held.life.phase, message=held.life.message)
+
+
+def _fenced(held: holding.Holding, worker: str, stored: twin_partition.Status) -> twin_partition.Status:
+    """Still named at the very epoch of the claim that was fenced, it was by another process of our own name, which may not live for long:
+    like a refusal, that asks for the next epoch."""
+    spec = held.wanted.spec
+    manifest_epoch = spec.epoch if spec.worker == worker else stored.manifest_epoch
+    return dataclasses.replace(_only_phase(held, stored), manifest_epoch=manifest_epoch)
 
 
 def _not_yet_claimed(held: holding.Holding, stored: twin_partition.Status, *, is_ours: bool) -> twin_partition.Status:
