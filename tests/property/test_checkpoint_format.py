@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fleet_model import manifest
@@ -82,7 +82,7 @@ def bits(rows: commits.TwinRows) -> list[tuple[bytes, str, bytes, bytes | None, 
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lots(), st.booleans())
 def test_every_bit_comes_back(given_lots: list[commits.TwinRows], in_groups: bool) -> None:
     writer = checkpoint_format.TwinsWriter(CONTENTS)
@@ -168,7 +168,7 @@ LETTERS = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(EFFECTS, min_size=1, max_size=5), st.lists(LETTERS, min_size=1, max_size=5))
 def test_effects_and_dead_letters_come_back(
     given_effects: list[effects.Effect], letters: list[records.DeadLetter]
@@ -182,7 +182,7 @@ def test_effects_and_dead_letters_come_back(
     assert checkpoint_format.read_dead_letters(file.part, file.data) == letters
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 9)), max_size=4))
 def test_the_last_lot_wins(given_lots: list[dict[str, int]]) -> None:
     built = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fleet_model import hashing, manifest, partition
@@ -78,6 +78,7 @@ SOME = manifest.Manifest(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(whole)
 def test_what_is_encoded_is_parsed_again(given_manifest: manifest.Manifest) -> None:
     encoded = manifest.encode(given_manifest)
