@@ -121,7 +121,7 @@ class _Bench:
             "base_bytes": size,
             "base_bytes_a_million": size / twins * 1e6,
             "base_files": len(base.parts),
-            "base_memory_bytes": grown,
+            "base_memory_bytes": max(grown, 0),
             "stored_bytes": live_bytes,
         }
 

@@ -8,6 +8,7 @@ these columns exactly, bit by bit, goes along as bytes: nothing is approximated.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -245,7 +246,7 @@ def decode(table: pa.Table) -> commits.TwinRows:
     return commits.TwinRows(digests, device_ids, values, _decode_extras(table, values), telemetry)
 
 
-_md5 = hashlib.md5
+_md5 = functools.partial(hashlib.md5, usedforsecurity=False)
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray[Any]:
