@@ -12,7 +12,7 @@ Owner silent:     epoch + 1 with takeover to a warm standby, else to whom the pl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from fleet_model import conditions, control, planner, situation, twin_partition
 from fleet_model.situation import Stage
@@ -69,7 +69,7 @@ class _Step:
 
     def give_owners(self) -> None:
         """What can't wait: partitions without an owner, with one that is silent, and changes of owner that don't come to an end."""
-        for shard_id, entry in list(self.entries.items()):
+        for entry in list(self.entries.values()):
             where = situation.stage(entry)
             if where is Stage.CLOSED:
                 continue
@@ -81,8 +81,8 @@ class _Step:
                 self._assign(entry, self._successor(entry), takeover=True)
             elif situation.is_refused(entry) and self.look.answers(entry.spec.worker):
                 self._assign(entry, entry.spec.worker, takeover=self._nobody_else_lives_off(entry))
-            elif where is Stage.FIRST and self.look.is_leaving(entry.spec.worker):
-                self._assign(entry, self._wish(shard_id))
+            elif where is Stage.FIRST:
+                self._help_first_claim(entry)
             elif where is Stage.CHANGING:
                 self._hasten(entry)
         self._wishes = None
@@ -93,7 +93,16 @@ class _Step:
         if not self.look.settings.has_checkpoints:
             owners = [self.entries[parent].spec.worker for parent in entry.spec.parents if parent in self.entries]
             worker = next(filter(None, owners), worker)
-        self._assign(entry, worker, takeover=bool(entry.status.epoch))
+        self._assign(entry, worker, takeover=bool(entry.status.epoch or entry.status.manifest_epoch))
+
+    def _help_first_claim(self, entry: TwinPartition) -> None:
+        """Of a partition that nobody told a claim of. A manifest that was met all the same is of an earlier fleet, or of an owner that died
+        before it could tell."""
+        spec, met = entry.spec, bool(entry.status.manifest_epoch)
+        if self.look.is_leaving(spec.worker):
+            self._assign(entry, self._wish(spec.shard_id), takeover=met)
+        elif met and spec.takeover != spec.epoch and self.look.is_overdue(entry) and self.look.answers(spec.worker):
+            self._assign(entry, spec.worker, takeover=True)
 
     def _successor(self, entry: TwinPartition) -> str:
         """Who takes over from a silent owner: the former one that hasn't let go yet, a warm standby, whom the planner wishes."""
@@ -299,7 +308,7 @@ class _Step:
     def wanted(self) -> control.Wanted:
         known = self.look.partitions
         retired = {entry.spec.shard_id: entry for entry in self.retired()}
-        created = [entry for shard_id, entry in self.entries.items() if shard_id not in known]
+        created = parents_first({name: entry for name, entry in self.entries.items() if name not in known})
         changed = [
             entry
             for shard_id, entry in self.entries.items()
@@ -312,6 +321,21 @@ class _Step:
             conditions=conditions.conditions(self.look, list(self.entries.values())),
             workers_kept=workers_kept(self.look, [*known.values(), *self.entries.values()]),
         )
+
+
+def parents_first(entries: Mapping[str, TwinPartition]) -> list[TwinPartition]:
+    """A worker that sees a child without its parent takes the parent for gone, and begins."""
+    ordered: dict[str, TwinPartition] = {}
+
+    def add(shard_id: str) -> None:
+        if shard_id in entries and shard_id not in ordered:
+            for parent in entries[shard_id].spec.parents:
+                add(parent)
+            ordered[shard_id] = entries[shard_id]
+
+    for shard_id in entries:
+        add(shard_id)
+    return list(ordered.values())
 
 
 def workers_kept(look: situation.Situation, entries: Iterable[TwinPartition]) -> int:

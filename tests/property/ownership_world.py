@@ -488,7 +488,7 @@ class World:
                 or entry.spec.epoch > epoch
                 or entry.status.phase is Phase.CLOSED
                 or (entry.status.epoch == epoch and entry.status.phase is Phase.RUNNING)
-                or self.now_ms - since_ms > self.settings.drain_timeout_ms + 30_000
+                or self.now_ms - since_ms >= self.settings.drain_timeout_ms + 30_000
             )
             if is_over:
                 del self.in_flight[shard_id]

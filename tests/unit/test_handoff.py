@@ -66,6 +66,18 @@ def test_new_shards_get_objects_and_owners_at_once() -> None:
     assert wanted.condition(Kind.READY).reason is Reason.NOT_RUNNING
 
 
+def test_parents_get_their_objects_before_their_children() -> None:
+    """Whoever sees a child alone takes its parents for gone."""
+    merged = shard(0, 1, ("shard-2-0", "shard-2-1"), closed=True)
+    grandchildren = [shard(number, 3, (merged.shard_id,)) for number in range(3)]
+    wanted = handoff.step(look([], [worker(0)], [*grandchildren, merged, *HALVES]))
+    made = [each.spec.shard_id for each in wanted.create]
+    assert len(made) == 6
+    assert all(
+        made.index(parent) < made.index(each.spec.shard_id) for each in wanted.create for parent in each.spec.parents
+    )
+
+
 def test_without_a_worker_objects_wait_and_it_is_told() -> None:
     observed = look([], [worker(0, ready=False)], HALVES)
     assert [(e.spec.worker, e.spec.epoch) for e in handoff.step(observed).create] == [("", 0), ("", 0)]
@@ -259,3 +271,15 @@ def test_who_was_fenced_under_its_own_epoch_gets_the_next_one() -> None:
     entries = [fenced, entry(HALVES[1], "worker-1")]
     raised = changed(look(entries, [worker(0), worker(1)]))["shard-2-0"]
     assert (raised.worker, raised.epoch, raised.takeover) == ("worker-0", 5, 5)
+
+
+def test_a_manifest_whose_owner_never_told_of_it_is_taken_over_in_the_end() -> None:
+    late_ms = NOW_MS - 60_000 - situation.MOVE_MARGIN_MS
+    spec = dataclasses.replace(entry(HALVES[0], "worker-0", epoch=3).spec, assigned_ms=late_ms)
+    entries = [TwinPartition("default", "a", spec, Status(manifest_epoch=2), "1"), entry(HALVES[1], "worker-1")]
+    assert changed(look(entries, [worker(0), worker(1)]))["shard-2-0"].takeover == 4
+    in_time = dataclasses.replace(entries[0], spec=dataclasses.replace(spec, assigned_ms=late_ms + 1))
+    assert changed(look([in_time, entries[1]], [worker(0), worker(1)])) == {}
+    leaving = [worker(0, leaving=True), worker(1)]
+    moved = changed(look([in_time, entries[1]], leaving))
+    assert (moved["shard-2-0"].worker, moved["shard-2-0"].takeover) == ("worker-1", 4)
