@@ -135,7 +135,8 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be done. create: objects that don't exist yet. change: objects with another spec, to be written over the resource_version
+    """What is to be done. create: objects that don't exist yet, parents before their children: in this order, and none after one that
+    fails. change: objects with another spec, to be written over the resource_version
     that was read; one that another wrote meanwhile is left for the next look. delete: likewise. workers_kept: ordinals below it must
     go on existing; the StatefulSet may shrink to it."""
 
