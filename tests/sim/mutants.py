@@ -215,10 +215,11 @@ BUGS: dict[str, Bug] = {
     ),
     "published before committed": Bug(around(pipeline.PartitionPipeline, "_commit_once", published_before_commit)),
     "acknowledged before Kinesis did": Bug(
-        around(publisher.Publisher, "_settle", acknowledged_unseen), (Kind.STORM, Kind.KINESIS_AWAY)
+        around(publisher.Publisher, "_settle", acknowledged_unseen), (Kind.STORM, Kind.EFFECTS_AWAY)
     ),
     "a checkpoint forgets the outbox": Bug(
-        around(checkpoint_reading, "outbox", without_outbox), (Kind.KINESIS_AWAY, Kind.STORM, *DEATHS)
+        around(checkpoint_reading, "outbox", without_outbox),
+        (Kind.EFFECTS_AWAY, Kind.MACHINE, Kind.DISK_LOSS, Kind.SCALE),
     ),
     "a delta begins one commit too late": Bug(
         around(memory_store.Contents, "scan", delta_edge_too_high), (*DEATHS, *MOVES)
@@ -244,7 +245,7 @@ BUGS: dict[str, Bug] = {
     ),
     "a child inherits half of its range": Bug(around(restoring, "inherit", half_the_range), RESHARDING),
     "a child inherits no effects": Bug(
-        around(effects, "goes_to_child", every_effect_to_both), (*RESHARDING, Kind.KINESIS_AWAY, Kind.STORM)
+        around(effects, "goes_to_child", every_effect_to_both), (*RESHARDING, Kind.EFFECTS_AWAY)
     ),
     "a child's clock begins ahead": Bug(around(restoring, "inherit", youngest_clock), RESHARDING),
     "the clock moves while it is behind": Bug(

@@ -39,6 +39,7 @@ class Kind(enum.StrEnum):
     CUT_KINESIS = "cut from Kinesis"
     OBJECTS_AWAY = "S3 away"  # for all
     KINESIS_AWAY = "Kinesis away"
+    EFFECTS_AWAY = "effects' streams away"  # PutRecords is throttled for all; reading goes on
     CONTROL_AWAY = "control plane away"
     LOOP_PAUSE = "control loop paused"
     LOOP_KILL = "control loop killed"

@@ -40,11 +40,12 @@ class Clock(virtual_time.VirtualClock):
 
 
 class Sky:
-    """The weather of the moment, and what came of it. storms: how many rage."""
+    """The weather of the moment, and what came of it. storms: how many rage. effects_away: as many reasons why PutRecords fails."""
 
     def __init__(self, seed: int, weather: schedule.Weather) -> None:
         self.dice = random.Random(f"weather {seed}")
         self.storms = 0
+        self.effects_away = 0
         self.is_clear = False
         self.seen: collections.Counter[str] = collections.Counter()
         self._usual = weather
@@ -64,6 +65,9 @@ class Sky:
 
     def kinesis(self, call: memory_kinesis.Call) -> memory_kinesis.Fault:
         weather, dice = self.now, self.dice
+        if call.operation == "PutRecords" and self.effects_away:
+            self.seen["PutRecords throttled"] += 1
+            return memory_kinesis.Fault(failure=memory_kinesis.THROTTLED)
         if self.strikes(weather.refused, f"{call.operation} throttled"):
             return memory_kinesis.Fault(failure=dice.choice((memory_kinesis.THROTTLED, memory_kinesis.UNAVAILABLE)))
         if self.strikes(weather.lost, f"{call.operation} reply lost"):

@@ -494,6 +494,12 @@ class World:
         self.sky.storms -= 1
         return True
 
+    async def _effects_away(self, event: Event) -> bool:
+        self.sky.effects_away += 1
+        await self.clock.sleep(event.seconds)
+        self.sky.effects_away -= 1
+        return True
+
     _HAPPENS: ClassVar[dict[Kind, Happens]] = {
         Kind.ACKNOWLEDGE: _acknowledge,
         Kind.KILL: functools.partial(_away, leaves=memory_store.Survivor.COMMITTED),
@@ -507,6 +513,7 @@ class World:
         Kind.CUT_KINESIS: functools.partial(_cut, target="kinesis"),
         Kind.OBJECTS_AWAY: functools.partial(_all_cut, target="objects"),
         Kind.KINESIS_AWAY: functools.partial(_all_cut, target="kinesis"),
+        Kind.EFFECTS_AWAY: _effects_away,
         Kind.CONTROL_AWAY: functools.partial(_all_cut, target="control"),
         Kind.LOOP_PAUSE: _loop_paused,
         Kind.LOOP_KILL: _loop_killed,
@@ -636,7 +643,7 @@ class World:
         self.outcome.problems += found.problems
 
     async def _restored(self, shard_id: str) -> judge.Left:
-        """What somebody would get who had nothing but the bucket."""
+        """What somebody would get who had nothing but the bucket. What is in its outbox was published since, or is its children's."""
         stands = self.watch.manifests()[shard_id]
         store = memory_store.MemoryTwinStore(stands.identity)
         network = surroundings.Network()
@@ -644,7 +651,7 @@ class World:
         assert stands.checkpoint is not None
         await restoring.restore(objects, stands, store, self.clock)
         left = judge.left(f"{shard_id} in S3", store.contents)
-        return dataclasses.replace(left, outbox=left.outbox if stands.final else 0, is_final=stands.final)
+        return dataclasses.replace(left, outbox=0, is_final=stands.final)
 
 
 async def _no_edits() -> AsyncIterator[spec.FleetSpec | parse.InvalidFleetError]:
