@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import http.client
 import json
 import pathlib
 import time
+import urllib.request
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
     from fleet_model import twin_partition
     from fleet_worker import control_plane
 
+ASK_S_MAX = 1.0
+ANSWER_BYTES_MAX = 64 * 2**20
+TWINS, CHECKPOINT_TIME = "fleet_twin_twins", "fleet_twin_checkpoint_time_seconds"
 PHASE_COLOURS = {"Running": "green", "Failed": "red", "Draining": "yellow", "Restoring": "yellow", "Released": "yellow"}
 
 
@@ -24,6 +31,8 @@ PHASE_COLOURS = {"Running": "green", "Failed": "red", "Draining": "yellow", "Res
 @click.pass_context
 def command(context: click.Context, control_folder: pathlib.Path | None, as_json: bool) -> None:
     """Show every partition: its worker, phase, epoch, twins, the age of its last checkpoint.
+
+    Twins and ages are those of this moment, if the workers answer; their objects tell them seldom.
 
     "worker-0 → worker-1" is a partition on its way, "worker-0 (worker-1)" one of which worker-1 keeps a warm copy.
 
@@ -50,7 +59,8 @@ def command(context: click.Context, control_folder: pathlib.Path | None, as_json
     now_ms = time.time_ns() // 1_000_000
     if partitions:
         heads = ("partition", "worker", "phase", "epoch", "twins", "checkpoint", "message")
-        show.table(heads, [row(entry, now_ms) for entry in partitions.values()])
+        fresh = _fresh([beat.address for beat in heartbeats.values() if not beat.is_silent(now_ms)])
+        show.table(heads, [row(entry, now_ms, fresh) for entry in partitions.values()])
     else:
         click.echo("No partitions yet.")
     click.echo()
@@ -63,12 +73,45 @@ def command(context: click.Context, control_folder: pathlib.Path | None, as_json
 command.add_command(partition_skip.command)
 
 
-def row(entry: twin_partition.TwinPartition, now_ms: int) -> tuple[str, ...]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fresh:
+    """What a worker tells of a partition just now. None: it doesn't."""
+
+    twins: int | None
+    checkpoint_ms: int | None
+
+
+def _fresh(addresses: Iterable[str]) -> dict[str, Fresh]:
+    """By shard id, of the workers that answer."""
+    from prometheus_client import parser
+
+    told: dict[tuple[str, str], float] = {}
+    for address in addresses:
+        try:
+            with urllib.request.urlopen(f"{address}/metrics", timeout=ASK_S_MAX) as answer:
+                text = answer.read(ANSWER_BYTES_MAX).decode()
+        except (OSError, ValueError, http.client.HTTPException):
+            continue
+        for family in parser.text_string_to_metric_families(text):
+            if family.name in (TWINS, CHECKPOINT_TIME):
+                told |= {(family.name, sample.labels["shard"]): sample.value for sample in family.samples}
+    found = {}
+    for shard_id in {shard_id for _, shard_id in told}:
+        twins, time_s = told.get((TWINS, shard_id)), told.get((CHECKPOINT_TIME, shard_id))
+        found[shard_id] = Fresh(
+            None if twins is None else int(twins), round(time_s * 1000) if time_s is not None and time_s > 0 else None
+        )
+    return found
+
+
+def row(entry: twin_partition.TwinPartition, now_ms: int, fresh: Mapping[str, Fresh]) -> tuple[str, ...]:
     """One line of the table."""
     status = entry.status
+    now = fresh.get(entry.spec.shard_id, Fresh(None, None))
+    checkpoint_ms = now.checkpoint_ms or (status.checkpoint.time_ms if status.checkpoint is not None else None)
     checkpoint = show.DASH
-    if status.checkpoint is not None:
-        checkpoint = show.age(now_ms - status.checkpoint.time_ms)
+    if checkpoint_ms is not None:
+        checkpoint = show.age(max(0, now_ms - checkpoint_ms))
         if status.checkpoint_stale:
             checkpoint = click.style(f"{checkpoint}, stale", fg="yellow")
     return (
@@ -76,7 +119,7 @@ def row(entry: twin_partition.TwinPartition, now_ms: int) -> tuple[str, ...]:
         whose(entry),
         click.style(status.phase, fg=PHASE_COLOURS.get(status.phase)),
         str(entry.spec.epoch),
-        f"{status.twins:,}",
+        f"{status.twins if now.twins is None else now.twins:,}",
         checkpoint,
         status.message,
     )

@@ -52,6 +52,7 @@ def test_figures_come_from_a_workers_metrics() -> None:
     now = figures.Figures()
     now.take_metrics({"worker": metrics_text()}, 12.0)
     assert (now.records, now.twins, now.lag_s, now.generation) == (300, 30, 2.0, 4)
+    assert now.shard_twins == {"shard-0": 10.0, "shard-1": 20.0}
     assert now.open_alerts == {"temp_spike": 2, "battery_drop": 0, "offline": 4}
     assert (now.effects, now.published, now.dead_letters) == (3, 3, 3)
     assert now.latency_p50_s == pytest.approx(0.4)

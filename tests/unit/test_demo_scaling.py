@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import http.server
 import os
 import pathlib
 import pty
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +22,7 @@ from fleet_cli.demonstration import crew, processes, scaling
 from fleet_model import twin_partition
 from fleet_model.twin_partition import Phase
 from fleet_worker import control_plane, errors
-from fleet_worker.adapters import clock, control_folder
+from fleet_worker.adapters import clock, control_files, control_folder
 from tests.contract import test_control as suite
 
 
@@ -326,3 +329,41 @@ def test_partitions_are_shown_with_their_workers(tmp_path: pathlib.Path) -> None
     assert "7 s" in shown.output or "8 s" in shown.output
     as_json = partitions(tmp_path, "--json")
     assert '"worker": "worker-1"' in as_json.output
+
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    """Of a worker that knows more than the object says."""
+
+    def do_GET(self) -> None:
+        body = (
+            f'# TYPE fleet_twin_twins gauge\nfleet_twin_twins{{shard="{suite.SHARD}"}} 4321\n'
+            "# TYPE fleet_twin_checkpoint_time_seconds gauge\n"
+            f'fleet_twin_checkpoint_time_seconds{{shard="{suite.SHARD}"}} {time.time() - 3600}\n'
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+
+def test_figures_of_this_moment_come_from_the_workers_that_answer(tmp_path: pathlib.Path) -> None:
+    files = control_files.ControlFiles(tmp_path)
+    files.prepare()
+    with files.locked():
+        files.create(owned("worker-0"))
+    now_ms = time.time_ns() // 1_000_000
+    files.put_heartbeat(control_plane.Heartbeat("worker-1", "http://127.0.0.1:9", True, now_ms, 1))  # doesn't answer
+    assert " 0 " in partitions(tmp_path).output.splitlines()[1]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metrics) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        files.put_heartbeat(control_plane.Heartbeat("worker-0", address, True, now_ms, 1))
+        line = partitions(tmp_path).output.splitlines()[1]
+        server.shutdown()
+        thread.join()
+    assert "4,321" in line
+    assert "60 min" in line

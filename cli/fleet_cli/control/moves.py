@@ -2,7 +2,7 @@
 
 How a pause is measured: from the first look that finds the partition no longer Running with its former owner (it drains, or its process was
 seen to end) to the first look that finds a record applied by the new one; when none comes, to the first that finds
-it Running there. So a pause is right to about two looks, and rather too long than too short.
+it Running there. So a pause is right to about two looks.
 """
 
 from __future__ import annotations

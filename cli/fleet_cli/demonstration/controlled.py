@@ -16,7 +16,7 @@ from fleet_cli import running
 from fleet_cli.control import loop as control_loop
 from fleet_cli.control import watching
 from fleet_cli.demonstration import crew, figures, scaling
-from fleet_model import spec
+from fleet_model import spec, twin_partition
 from fleet_model.twin_partition import Phase
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import control_files, control_folder, fleet_file, kinesis
@@ -127,15 +127,19 @@ class Controlled:
             owned = sum(entry.spec.worker == name for entry in entries if entry.status.phase is not Phase.CLOSED)
             state = "leaving" if self._crew.is_leaving(name) else state
             self._now.workers.append(figures.Worker(name, state, owned, rate))
-        self._now.partitions = [
-            figures.Partition(
-                entry.spec.shard_id,
-                partitions_command.whose(entry),
-                str(entry.status.phase),
-                entry.spec.epoch,
-                entry.status.twins,
-                None if entry.status.checkpoint is None else (now_ms - entry.status.checkpoint.time_ms) / 1000,
-                entry.status.message,
-            )
-            for entry in entries
-        ]
+        self._now.partitions = [self._seen(entry, now_ms / 1000) for entry in entries]
+
+    def _seen(self, entry: twin_partition.TwinPartition, now_s: float) -> figures.Partition:
+        """Its figures as its worker tells them just now, else as the object does."""
+        status, shard_id = entry.status, entry.spec.shard_id
+        saved_s = status.checkpoint.time_ms / 1000 if status.checkpoint is not None else None
+        saved_s = self._now.shard_checkpoint_s.get(shard_id) or saved_s
+        return figures.Partition(
+            shard_id,
+            partitions_command.whose(entry),
+            str(status.phase),
+            entry.spec.epoch,
+            int(self._now.shard_twins.get(shard_id, status.twins)),
+            None if saved_s is None else max(0.0, now_s - saved_s),
+            status.message,
+        )

@@ -87,6 +87,8 @@ class Figures:
     obeyed: int = 0
     late_s: float = 0.0
     note: str = ""
+    shard_twins: dict[str, float] = dataclasses.field(default_factory=dict)
+    shard_checkpoint_s: dict[str, float] = dataclasses.field(default_factory=dict)
     workers: list[Worker] = dataclasses.field(default_factory=list)
     partitions: list[Partition] = dataclasses.field(default_factory=list)
     workers_wanted: int = 1
@@ -157,6 +159,8 @@ class Figures:
         )
         self.dead_letters = int(counted.total("fleet_twin_dead_letters_total"))
         self.twins = int(told.total("fleet_twin_twins"))
+        self.shard_twins = told.by_shard("fleet_twin_twins")
+        self.shard_checkpoint_s = told.by_shard("fleet_twin_checkpoint_time_seconds")
         self.lag_s = told.highest("fleet_twin_lag_seconds")
         self.generation = int(told.highest("fleet_twin_rules_generation"))
         for trigger in TRIGGERS:
@@ -235,6 +239,9 @@ class _Sums:
 
     def highest(self, name: str) -> float:
         return max((number for _, number in self._samples[name]), default=0.0)
+
+    def by_shard(self, name: str) -> dict[str, float]:
+        return {labels["shard"]: number for labels, number in self._samples[name]}
 
     def buckets(self, name: str) -> list[tuple[float, float]]:
         """(upper bound, how many up to it), summed over all other labels, rising."""
