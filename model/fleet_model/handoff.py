@@ -182,17 +182,16 @@ class _Step:
             if entry.spec.receiver and entry.spec.receiver != wish:
                 standby = tuple(name for name in standby if name != entry.spec.receiver)
             self._set(entry, receiver=wish, standby=standby, standby_ms=look.now_ms)
-            if wish in entry.spec.standby:
-                self._carry_on(self.entries[entry.spec.shard_id])
 
     def _carry_on(self, entry: TwinPartition) -> None:
         """Hands the partition over once all gates are open; gives the move up when its receiver can't have it any more."""
         look, receiver = self.look, entry.spec.receiver
+        has_noticed = look.now_ms - entry.spec.standby_ms >= situation.NOTICE_MS
         worker = look.workers.get(receiver)
         if receiver == entry.spec.worker or worker is None or look.is_lost(receiver) or look.is_leaving(receiver):
             rest = tuple(name for name in entry.spec.standby if name != receiver)
             self._set(entry, receiver="", standby=rest, standby_ms=0)
-        elif look.is_able(receiver) and situation.is_warm(entry, receiver):
+        elif has_noticed and look.is_able(receiver) and situation.is_warm(entry, receiver):
             if look.may_move(entry):
                 self._assign(entry, receiver)
             elif look.has_failed_where_it_leaves(entry):

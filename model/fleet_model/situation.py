@@ -26,6 +26,9 @@ COOLING_MS = 120_000
 WARM_UP_MS_MAX = 600_000
 """A copy that isn't warm after so long doesn't come about; its move lets others go first."""
 
+NOTICE_MS = 3_000
+"""A receiver's word that it is warm counts from so long after it was named: an older one may be of an earlier time as a standby."""
+
 SILENT_PART = 3
 """When more than one worker, and more than one in so many, is silent, the trouble is more likely on our side."""
 

@@ -90,6 +90,7 @@ def test_a_planned_move_warms_up_then_hands_over_then_waits() -> None:
     crowd = [worker(0), worker(1)]
     [(shard_id, first)] = changed(look(both, crowd)).items()
     assert (first.worker, first.epoch, first.receiver, first.standby) == ("worker-0", 1, "worker-1", ("worker-1",))
+    first = dataclasses.replace(first, standby_ms=NOW_MS - situation.NOTICE_MS)
     warming = [dataclasses.replace(e, spec=first) if e.spec.shard_id == shard_id else e for e in both]
     assert changed(look(warming, crowd)) == {}
     warm = [
@@ -98,6 +99,9 @@ def test_a_planned_move_warms_up_then_hands_over_then_waits() -> None:
         )
         for e in warming
     ]
+    just_named = dataclasses.replace(first, standby_ms=NOW_MS - situation.NOTICE_MS + 1)
+    unnoticed = [dataclasses.replace(e, spec=just_named) if e.spec.shard_id == shard_id else e for e in warm]
+    assert changed(look(unnoticed, crowd)) == {}
     second = changed(look(warm, crowd))[shard_id]
     assert (second.worker, second.epoch, second.takeover, second.receiver) == ("worker-1", 2, 0, "")
     assert second.standby == ()
