@@ -132,7 +132,9 @@ def test_a_read_that_is_begun_early_waits_for_whoever_judges_it() -> None:
         for one in early:
             one.reader.begin()
         await asyncio.sleep(0.1)
-        assert [one.source.answers for one in early] == [1, 1, 0, 0, 0], "places ahead are bounded, and nobody waits for one"
+        assert [one.source.answers for one in early] == [1, 1, 0, 0, 0], (
+            "places ahead are bounded, and nobody waits for one"
+        )
         assert not early[0].places.now.locked(), "whoever can judge may read"
         for one in early:
             assert await one.reader.answer(one.stopping) is not None
