@@ -186,7 +186,7 @@ async def test_nothing_is_told_while_nothing_changes(plane: control_plane.Contro
     await plane.create(wanted())
     states = plane.ownership("worker-0").assignments()
     await upcoming(states)
-    following = asyncio.ensure_future(anext(states))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(anext(states))
     await plane.heartbeat(beat("worker-1"))
     await plane.append_generation(made(1), 0)
     done, _ = await asyncio.wait((following,), timeout=0.6)
@@ -232,7 +232,7 @@ def test_a_worker_is_silent_after_twenty_seconds() -> None:
 
 async def test_generations_are_told_when_there_are_any_and_when_they_change(plane: control_plane.ControlPlane) -> None:
     kept = plane.follow_generations("worker-0")
-    following = asyncio.ensure_future(anext(kept))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(anext(kept))
     done, _ = await asyncio.wait((following,), timeout=0.3)
     assert not done
     assert await plane.generations() == ()

@@ -53,7 +53,7 @@ def writer(path: Path, rounds: int, name: str) -> subprocess.Popen[bytes]:
 async def test_a_folder_that_is_not_prepared_is_out_of_reach_not_empty(tmp_path: Path, real: clock.RealClock) -> None:
     folder = control_folder.ControlFolder(tmp_path / "control", real)
     owner = folder.ownership("worker-0")
-    following = asyncio.ensure_future(anext(owner.assignments()))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(anext(owner.assignments()))
     await until(lambda: owner.trouble != "")
     assert not following.done()
     assert "no control folder" in owner.trouble
@@ -76,7 +76,7 @@ async def test_a_folder_that_goes_is_silence_and_told_once(
     owner = folder.ownership("worker-0")
     states = owner.assignments()
     await suite.upcoming(states)
-    following = asyncio.ensure_future(anext(states))  # type: ignore[arg-type]
+    following = asyncio.ensure_future(anext(states))
     away = folder.path.with_name("away")
     folder.path.rename(away)
     await until(lambda: owner.trouble != "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,11 @@ def test_a_worker_that_is_cut_off_hears_and_reaches_nothing_until_it_is_mended()
         stored = await plane.create(PARTITION)
         owner, other = plane.ownership("worker-0"), plane.ownership("worker-1")
         states, kept = owner.assignments(), plane.follow_generations("worker-0")
-        await anext(states)  # type: ignore[arg-type]
+        await anext(states)
         plane.cut("worker-0")
         assert owner.trouble
         assert not other.trouble
-        following = [asyncio.ensure_future(anext(items)) for items in (states, kept)]  # type: ignore[arg-type,var-annotated]
+        following: list[asyncio.Future[Any]] = [asyncio.ensure_future(anext(items)) for items in (states, kept)]
         await plane.update_spec(suite.SHARD, dataclasses.replace(suite.SPEC, epoch=1), stored.resource_version)
         await plane.append_generation(lambda kept, late_ms: rules.RulesGeneration(), 0)
         with pytest.raises(errors.ControlPlaneUnavailableError, match="worker-0"):
@@ -60,12 +61,12 @@ def test_late_news_tell_of_the_past_and_then_of_the_present() -> None:
         plane = memory_control.MemoryControl(clock, late)
         stored = await plane.create(PARTITION)
         states = plane.ownership("worker-0").assignments()
-        first = asyncio.ensure_future(anext(states))  # type: ignore[arg-type]
+        first = asyncio.ensure_future(anext(states))
         await asyncio.sleep(1)
         await plane.update_spec(suite.SHARD, dataclasses.replace(suite.SPEC, epoch=1), stored.resource_version)
         assert await first == {suite.SHARD: stored}
         assert clock.monotonic() == 30.0
-        assert (await anext(states))[suite.SHARD].spec.epoch == 1  # type: ignore[arg-type]
+        assert (await anext(states))[suite.SHARD].spec.epoch == 1
         assert clock.monotonic() == 60.0
 
     virtual_time.run(play())

@@ -49,7 +49,7 @@ def test_a_planned_move_pauses_from_the_drain_to_the_first_record(watch: moves.M
     assert watch.applied(SHARD, BEGAN_FROM, 2.7) is None
     assert watch.applied(SHARD, "", 2.7) is None
     move = watch.applied(SHARD, "101", 2.8)
-    assert move == moves.Move(SHARD, "worker-0", "worker-1", 2, pytest.approx(0.8))
+    assert move == moves.Move(SHARD, "worker-0", "worker-1", 2, pytest.approx(0.8))  # type: ignore[arg-type]
     assert move.words == f"{SHARD} worker-0 → worker-1, paused 0.8 s"
     assert watch.under_way() == watch.awaiting() == {}
     assert watch.applied(SHARD, "102", 2.9) is None
@@ -67,7 +67,7 @@ def test_without_records_it_ends_where_the_new_owner_runs(watch: moves.Moves) ->
 def test_what_went_between_two_looks_counts_from_the_first_of_them(watch: moves.Moves) -> None:
     see(watch, 2.0, running("worker-0", 1))
     see(watch, 2.5, running("worker-1", 2))
-    assert watch.applied(SHARD, "101", 2.6) == moves.Move(SHARD, "worker-0", "worker-1", 2, pytest.approx(0.6))
+    assert watch.applied(SHARD, "101", 2.6) == moves.Move(SHARD, "worker-0", "worker-1", 2, pytest.approx(0.6))  # type: ignore[arg-type]
 
 
 def test_a_drain_that_is_taken_back_ends_at_the_former_owner(watch: moves.Moves) -> None:
