@@ -27,7 +27,7 @@ demo: setup ## the whole system on this machine: simulated fleet, embedded Kines
 	@$(VENV)/bin/fleet-twin demo $(if $(DURATION),--duration $(DURATION)) $(DEMO_ARGS)
 
 sim: setup ## seeded runs in virtual time, of a pipeline and of whole fleets, with every fault there is [SEEDS=500] (docs/simulator.md)
-	@SIM_SEEDS=$(SEEDS) $(VENV)/bin/python -m pytest tests/sim/test_sim.py $(PYTEST_ARGS)
+	@SIM_SEEDS=$(SEEDS) $(VENV)/bin/python -m pytest -n auto tests/sim/test_sim.py $(PYTEST_ARGS)
 	@$(VENV)/bin/python -m tests.sim.fleet_runs --seeds $(SEEDS)
 
 sim-mutants: setup ## plants bugs in the production code, one at a time, and looks whether the simulator finds them

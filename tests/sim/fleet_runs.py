@@ -13,10 +13,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from tests.sim import schedule, world
 
 BLOCK = 25
+COVERAGE = "met"
+ENOUGH = 300
+"""So many runs meet every kind of trouble."""
 SHRINK_S_MAX = 120.0
 TOLD_CHARACTERS_MAX = 12_000
 
@@ -38,6 +42,16 @@ class Coverage:
         self.runs += other.runs
         self.often += other.often
         self.in_runs += other.in_runs
+
+    def plain(self) -> list[object]:
+        """For a report that travels between processes."""
+        return [self.runs, dict(self.often), dict(self.in_runs)]
+
+    @classmethod
+    def of(cls, plain: list[Any]) -> Coverage:
+        made = cls()
+        made.runs, made.often, made.in_runs = plain[0], collections.Counter(plain[1]), collections.Counter(plain[2])
+        return made
 
     def missing(self) -> list[str]:
         """Kinds of trouble that no run met."""
@@ -134,6 +148,9 @@ def _many(seeds: range, count: int) -> int:
                 print(f"{coverage.runs} of {len(seeds)} seeds, {failed} failed, {spent_s:.0f} s", flush=True)
     print(coverage)
     print(f"{coverage.runs} seeds, {failed} failed, {time.monotonic() - began:.0f} s")
+    if coverage.runs >= ENOUGH and coverage.missing():
+        print(f"never met: {coverage.missing()}")
+        return 1
     return 1 if failed else 0
 
 

@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
-from fleet_model import hashing, manifest, partition
+from fleet_model import control, handoff, hashing, manifest, partition, twin_partition
 from fleet_worker import (
     checkpoint_reading,
     checkpointing,
     claimed,
     custody,
+    orders,
     pipeline,
     publisher,
     restoring,
@@ -189,7 +190,39 @@ async def youngest_clock(right: Any, objects: Any, parents: Any, key_range: Any,
     store.commit(commits.Commit(state, commits.no_rows(), [], [], [], [], [], []))
 
 
+# ── the control loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def named_at_the_same_epoch(right: Any, observed: control.Observed) -> control.Wanted:
+    """Another owner without a higher epoch."""
+    wanted: control.Wanted = right(observed)
+    known = {entry.spec.shard_id: entry.spec for entry in observed.partitions}
+
+    def lowered(entry: twin_partition.TwinPartition) -> twin_partition.TwinPartition:
+        before = known[entry.spec.shard_id]
+        if not before.worker or entry.spec.worker == before.worker:
+            return entry
+        return dataclasses.replace(entry, spec=dataclasses.replace(entry.spec, epoch=before.epoch))
+
+    return dataclasses.replace(wanted, change=tuple(lowered(entry) for entry in wanted.change))
+
+
+def everybody_is_well(right: Any, observed: control.Observed) -> control.Wanted:
+    """Whoever was ever heard counts as ready."""
+    workers = [dataclasses.replace(worker, ready=True, heard_ms=observed.now_ms) for worker in observed.workers]
+    wanted: control.Wanted = right(dataclasses.replace(observed, workers=workers))
+    return wanted
+
+
+def children_first(right: Any, entries: Any) -> Any:
+    return list(reversed(right(entries)))
+
+
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def judges_at_once(self: orders.Controlled, arrival_ms: int) -> None:
+    """Whether or not it is known by which rules."""
 
 
 def moves_while_behind(
@@ -248,6 +281,14 @@ BUGS: dict[str, Bug] = {
         around(effects, "goes_to_child", every_effect_to_both), (*RESHARDING, Kind.EFFECTS_AWAY)
     ),
     "a child's clock begins ahead": Bug(around(restoring, "inherit", youngest_clock), RESHARDING),
+    "named without a higher epoch": Bug(around(handoff, "step", named_at_the_same_epoch), MOVES),
+    "workers that are dead count as ready": Bug(around(handoff, "step", everybody_is_well), (Kind.KILL, Kind.SCALE)),
+    "children get their objects before their parents": Bug(
+        around(handoff, "parents_first", children_first), (*RESHARDING, Kind.CONTROL_AWAY, Kind.KINESIS_AWAY)
+    ),
+    "judged before the rules are known": Bug(
+        instead(orders.Controlled, "rules_known", judges_at_once), (Kind.EDIT, Kind.EDIT, Kind.PAUSE, Kind.STORM)
+    ),
     "the clock moves while it is behind": Bug(
         around(clock, "after_poll", moves_while_behind), (*DEATHS, Kind.KINESIS_AWAY, Kind.PAUSE)
     ),
@@ -260,6 +301,9 @@ QUICK = (
     "a start uses the nonce of the one before",
     "published before committed",
     "a delta begins one commit too late",
+    "acknowledged before Kinesis did",
+    "named without a higher epoch",
+    "children get their objects before their parents",
     "released without a final checkpoint",
     "a child begins before its parents have ended",
     "a child inherits half of its range",
