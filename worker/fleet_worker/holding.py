@@ -58,7 +58,7 @@ class Crew:
 
 class Holding:
     """wanted: the partition's object as last seen. has_begun: its twins are its own. refused_epoch: of the manifest that refused our
-    claim, 0 = none did. released: ours no more, by our own doing."""
+    claim, 0 = none did."""
 
     def __init__(self, crew: Crew, wanted: twin_partition.TwinPartition, lost: str = "") -> None:
         """lost: why it can never be read to its end; "" when it can."""
@@ -244,7 +244,10 @@ class Holding:
     async def _may_begin(self, held: tenure.Tenure) -> bool:
         """Waits for its parents. False when it has another role now, or the worker stops."""
         while not self._is_over and self.role is Role.OWNER:
-            why = await held.waits_for()
+            try:
+                why = await held.waits_for()
+            except errors.ObjectStoreUnavailableError as error:
+                why = f"it can't be seen whether it may begin: {error}"
             self.life.tell(why)
             if not why:
                 return True
