@@ -106,8 +106,8 @@ class Sky:
         weather, dice = self.now, self.dice
         if call.operation == "append_generation":
             return memory_control.NO_FAULT  # the world does that, not the control loop
-        if call.operation == "follow_generations":
-            is_slow = self.strikes(weather.slow, "control plane: a generation delivered slowly")
+        if call.operation in ("assignments", "follow_generations"):
+            is_slow = self.strikes(weather.slow, f"control plane: {call.operation} delivered slowly")
             return memory_control.Fault(delay_s=dice.choice(SLOW_S) if is_slow else 0.0)
         if self.strikes(weather.refused, f"control plane: {call.operation} refused"):
             return memory_control.Fault(failure=True)

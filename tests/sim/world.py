@@ -176,6 +176,12 @@ class World:
         looking.cancel()
         self.outcome.problems = self.watch.problems + self.outcome.problems
         self.outcome.seen += self.sky.seen
+        self.outcome.seen["(claims)"] = self.watch.claims
+        self.outcome.seen["(claims over an owner that hadn't released)"] = self.watch.takeovers
+        self.outcome.seen["(alerts by an owner that didn't know yet of its successor)"] = self.watch.fenced_publishes
+        if self.outcome.judgement is not None:
+            self.outcome.seen["(effects)"] = self.outcome.judgement.effects
+            self.outcome.seen["(effects that came again)"] = self.outcome.judgement.repeated
         self.outcome.digest = self.watch.digest
         self.outcome.seconds = self.clock.monotonic()
         return self.outcome
