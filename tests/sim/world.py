@@ -16,12 +16,12 @@ import functools
 import logging
 import random
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import ClassVar
 from unittest import mock
 
 from fleet_cli.control import loop
-from fleet_model import manifest, parse, partition, spec, twin_partition
+from fleet_model import generations, manifest, parse, partition, rules, spec, twin_partition
 from fleet_proto import fleet_pb2
 from fleet_worker import (
     checkpointing,
@@ -92,9 +92,12 @@ def new_nonce(worker: str, dice: random.Random) -> str:
 
 
 def run(planned: schedule.Schedule) -> Outcome:
-    """A run that can't go on by its own fault tells so among its problems."""
+    """A run that can't go on tells so among its problems."""
     with quiet(), coarse():
-        return processes.run(World(planned).run())
+        try:
+            return processes.run(World(planned).run())
+        except Exception:  # noqa: BLE001
+            return Outcome([f"the run itself failed: {traceback.format_exc()}"], collections.Counter(), "")
 
 
 @contextlib.contextmanager
@@ -243,7 +246,7 @@ class World:
             rules_known=ordered.rules_known,
         )
         around.rules_settled.set()
-        generations = await ordered.generations(stream, memory_kinesis.RETENTION_MS)
+        known = await ordered.generations(stream, memory_kinesis.RETENTION_MS)
         checkpoints = claimed.Checkpoints(
             objects=objects,
             manifests=custody.Manifests(objects),
@@ -259,7 +262,7 @@ class World:
             partition.Start(TELEMETRY, None),
             checkpoints,
         )
-        running.supervisor = supervisor.Supervisor(around, local, generations)
+        running.supervisor = supervisor.Supervisor(around, local, known)
         following = asyncio.create_task(ordered.follow(around, running.supervisor, f"http://{worker.name}"))
         try:
             await running.supervisor.run(running.stop)
@@ -480,13 +483,16 @@ class World:
         assert event.rule is not None
         while not self._all_can_hear():
             await self.clock.sleep(0.5)
-        kept = self.control.known_generations()[-1]
-        starts_ms = max(self.clock.wall_ms(), self.kinesis.now_ms()) + 1_000
-        number = kept.generation + 1
-        generation = dataclasses.replace(
-            event.rule, generation=number, effective_ms=max(starts_ms, kept.effective_ms + 1)
-        )
-        await self.control.append_generation(lambda kept, late_ms: generation, 0)
+        rule = event.rule
+
+        def stamped(kept: Sequence[rules.RulesGeneration], late_ms: int) -> rules.RulesGeneration:
+            starts_ms = max(self.clock.wall_ms(), self.kinesis.now_ms()) + generations.AHEAD_MS + late_ms
+            last = kept[-1]
+            return dataclasses.replace(
+                rule, generation=last.generation + 1, effective_ms=max(starts_ms, last.effective_ms + 1)
+            )
+
+        await self.control.append_generation(stamped, 0)
         return True
 
     def _all_can_hear(self) -> bool:

@@ -142,6 +142,9 @@ class Holding:
                 self._fail(str(error))
                 log.error("partition %s: %s", self.shard_id, error)
             except errors.FleetTwinError as error:
+                if self.closed.is_set():  # its final checkpoint stands, so what is on this disk is of no more use
+                    log.warning("partition %s: closed, though its environment wasn't cleanly: %s", self.shard_id, error)
+                    return
                 self._fail(str(error))
                 if self._crew.stop.is_set():
                     log.warning("partition %s: its stop wasn't clean: %s", self.shard_id, error)
