@@ -99,6 +99,8 @@ def judged(
         parents = [partitions[parent].model for parent in shard.parents if parent in partitions]
         if parents:
             expected += one.model.inherit(parents)
+            # It may be judged before anything moved its clock; until then that is the slowest parent's.
+            one.model.clock_ms = min(parent.clock_ms for parent in parents)
         expected += one.model.apply(events)
         half_scanned: list[tuple[Left, str]] = []
         for entry in sorted(lefts.get(shard.shard_id, ()), key=lambda entry: entry.clock_ms):

@@ -10,7 +10,7 @@ import asyncio
 import collections
 import dataclasses
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 from fleet_model import partition, rules, twin_partition
@@ -237,8 +237,9 @@ class Control(memory_control.MemoryControl):
 
         await self.called(str(process), "heartbeat", keep)
 
-    def known_heartbeats(self) -> Mapping[str, control_plane.Heartbeat]:
-        return self._heartbeats
+    def forget(self, worker: str) -> None:
+        """Its pod is gone for good."""
+        self._heartbeats.pop(worker, None)
 
     def known_generations(self) -> tuple[rules.RulesGeneration, ...]:
         return self._generations

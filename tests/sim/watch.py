@@ -171,9 +171,9 @@ class Watch:
         """Alerts arrived that the process sent."""
         for data in alerts:
             shard_id = fleet_pb2.DeviceAlert.FromString(data).shard_id
-            lost = self._lost.get((process, shard_id))
-            if lost is None or sent_at_s <= lost.at_s:
-                continue
+            lost, standing = self._lost.get((process, shard_id)), self._standing.get(shard_id)
+            if lost is None or sent_at_s <= lost.at_s or (standing is not None and standing.manifest.ended):
+                continue  # what a closed partition left in its outbox is published by whoever has its children
             self.fenced_publishes += 1
             went_on_s = self.went_on_s.get(process, -1.0)
             if lost.at_s <= went_on_s <= sent_at_s:

@@ -206,7 +206,7 @@ class World:
 
     def _start(self, ordinal: int) -> None:
         worker = self._worker(ordinal)
-        if worker.running is not None or worker.down or ordinal >= self.wanted:
+        if worker.running is not None or worker.down or not self._is_kept(worker):
             return
         worker.starts += 1
         process = processes.Process(worker.name, worker.starts)
@@ -295,18 +295,28 @@ class World:
     def _is_leaving(self, name: str) -> bool:
         return loop.ordinal_of(name) >= self.wanted
 
+    def _is_kept(self, worker: Worker) -> bool:
+        """As handoff's workers_kept has it: wanted, or it owns something, or holds what another is to own."""
+        if worker.ordinal < self.wanted:
+            return True
+        open_ones = [
+            entry for entry in self.control.state().values() if entry.status.phase is not twin_partition.Phase.CLOSED
+        ]
+        return any(
+            worker.name == entry.spec.worker
+            or (worker.name == entry.status.worker and entry.status.phase is not twin_partition.Phase.RELEASED)
+            for entry in open_ones
+        )
+
     def _scale_down(self) -> None:
-        """Workers that are no longer wanted stop once they own nothing, the last one first."""
+        """Workers that aren't kept stop, and are forgotten."""
         for worker in self.workers.values():
             running = worker.running
-            if running is None or worker.ordinal < self.wanted:
+            if self._is_kept(worker):
                 continue
-            owned = [
-                entry
-                for entry in self.control.state().values()
-                if entry.spec.worker == worker.name and entry.status.phase is not twin_partition.Phase.CLOSED
-            ]
-            if not owned and not running.stop.is_set():
+            if running is None and not worker.down:
+                self.control.forget(worker.name)
+            elif running is not None and not running.stop.is_set():
                 self._stopping.append(asyncio.create_task(self._stop(worker, running)))
 
     async def _stop(self, worker: Worker, running: Running) -> None:
@@ -543,7 +553,7 @@ class World:
     async def _heal(self) -> None:
         """Every event has ended, and mended what it broke."""
         self.sky.is_clear = True
-        for ordinal in range(self.wanted):
+        for ordinal in range(schedule.WORKERS_MAX):
             self._start(ordinal)
 
     @property
