@@ -222,6 +222,55 @@ def checkpoint_command(devices: int, records: int, cpu: int | None, data: pathli
     )
 
 
+@command.command(name="move")
+@_devices
+@click.option(
+    "--rate", type=click.IntRange(100, 100_000), default=10_000, show_default=True, metavar="R", help="Records/s."
+)
+@click.option("--shards", type=click.IntRange(2, 256), default=10, show_default=True, metavar="S")
+@click.option(
+    "--moves", type=click.IntRange(2, 1_000), default=40, show_default=True, metavar="M", help="Planned ones."
+)
+@click.option("--at-once", type=click.IntRange(1, 16), default=2, show_default=True, help="Moves at a time.")
+@click.option("--interval", type=click.IntRange(5, 300), default=60, show_default=True, help="Of checkpoints, in s.")
+@_data
+@_json
+def move_command(
+    devices: int,
+    rate: int,
+    shards: int,
+    moves: int,
+    at_once: int,
+    interval: int,
+    data: pathlib.Path | None,
+    as_json: bool,
+) -> None:
+    """Partitions that change hands between two workers while records come: moves, takeovers, restarts.
+
+    Some minutes: a planned move waits until its receiver has a warm copy. The figures are explained in docs/benchmarks.md.
+    """
+    import asyncio
+
+    from fleet_cli.bench import move, pair, show
+
+    asked = {"devices": devices, "rate": rate, "shards": shards, "at_once": at_once, "interval_s": interval}
+    interval_s = devices / rate
+    with console.told_plainly(), _folder(data) as folder, _progress() as tell:
+        seconds = move.seconds_needed(moves, at_once, interval)
+        found = _make_tapes(folder, devices, devices + int(rate * seconds), shards, interval_s, tell)
+        options = pair.Options(folder, moves, at_once, interval)
+        results = asyncio.run(move.measure(options, found, interval_s, tell))
+    for phase, result in results:
+        if as_json:
+            show.as_json(f"move {phase}", asked, result)
+        else:
+            rows = {
+                name.replace("_", " "): show.number(value, digits=3 if "lost" in name else 0)
+                for name, value in result.items()
+            }
+            show.as_table(f"{phase}: {devices:,} twins, {shards} shards, {rate:,} records/s", rows)
+
+
 def _make_tapes(
     folder: pathlib.Path, devices: int, records: int, partitions: int, interval_s: float, tell: Callable[[str], None]
 ) -> list[tapes.Tape]:

@@ -121,6 +121,9 @@ class Endpoint:
         self._calls: collections.Counter[str] = collections.Counter()
         self._effects: collections.Counter[str] = collections.Counter()
         self._first_read_ms: dict[str, int] = {}  # by shard
+        # By shard, for who wants to see hands change (`handing`): answers with records, and iterators asked for.
+        self._reads: dict[str, list[tuple[int, int, int]]] = collections.defaultdict(list)
+        self._begun: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
         self._marked_ms = now_ms()
 
     async def kinesis(self, request: web.Request) -> web.Response:
@@ -133,7 +136,7 @@ class Endpoint:
         return web.Response(body=body, headers=_CONTENT_TYPE)
 
     async def control(self, request: web.Request) -> web.Response:
-        """The bench's own: begin (where the tape's time is moved to), mark, report."""
+        """The bench's own: begin (where the tape's time is moved to), mark, report; reads: who began and read where since the mark."""
         what = request.match_info["what"]
         if what == "begin":
             shift_ms = int(request.query["shift_ms"])
@@ -141,6 +144,8 @@ class Endpoint:
                 shard.begin(shift_ms)
         elif what == "mark":
             self._mark()
+        elif what == "reads":
+            return web.json_response({"reads": self._reads, "begun": self._begun})
         return web.json_response(self._report())
 
     def _report(self) -> dict[str, Any]:
@@ -162,7 +167,10 @@ class Endpoint:
         at_ms = now_ms()
         name, _, first = asked["ShardIterator"].rpartition(":")
         self._first_read_ms.setdefault(name, at_ms)
-        return self._shards[name].answer(int(first), at_ms)[0]
+        body, last = self._shards[name].answer(int(first), at_ms)
+        if last > int(first):
+            self._reads[name].append((at_ms, int(first), last))
+        return body
 
     def _get_shard_iterator(self, asked: dict[str, Any]) -> bytes:
         shard = self._shards[asked["ShardId"]]
@@ -176,6 +184,7 @@ class Endpoint:
             case kind:
                 first = int(asked["StartingSequenceNumber"]) - tapes.SEQUENCE_BASE
                 first += kind == "AFTER_SEQUENCE_NUMBER"
+        self._begun[asked["ShardId"]].append((now_ms(), first))
         return orjson.dumps({"ShardIterator": f"{asked['ShardId']}:{first}"})
 
     def _list_shards(self, asked: dict[str, Any]) -> bytes:

@@ -21,9 +21,10 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from fleet_cli.bench import kernel
@@ -67,14 +68,21 @@ class Options:
 class Child:
     """A process of the benchmark; its errors go to a log in the folder."""
 
-    def __init__(self, name: str, command: list[str], folder: pathlib.Path, cpus: set[int] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        folder: pathlib.Path,
+        cpus: set[int] | None,
+        environment: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         # Emulators take any credentials, but requests are signed all the same.
-        environment = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", **os.environ}
+        whole = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", **os.environ, **environment}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=whole
             )
         if cpus:
             kernel.pin(self.process.pid, cpus)
@@ -184,7 +192,7 @@ def running(options: Options, tell: Callable[[str], None]) -> Iterator[Bench]:
     child = Child("endpoint", command, options.folder, others if options.cpu is not None else None)
     bench: Bench | None = None
     try:
-        bench = Bench(options, Endpoint(child, _port(child)), tell)
+        bench = Bench(options, Endpoint(child, port_of(child)), tell)
         yield bench
     finally:
         if bench is not None and bench.worker is not None and bench.worker.process.poll() is None:
@@ -192,14 +200,16 @@ def running(options: Options, tell: Callable[[str], None]) -> Iterator[Bench]:
         child.stop()
 
 
-def _port(child: Child) -> int:
+def port_of(child: Child) -> int:
+    """What a server says on its standard output once it serves."""
     output: IO[bytes] | None = child.process.stdout
     assert output is not None
     line = output.readline()
     if not line:
         child.process.wait(STOP_S_MAX)
         child.check()
-    port: int = json.loads(line)["port"]
+    told = json.loads(line)  # the endpoint's {"port": …}, or the emulator's bare number
+    port: int = told["port"] if isinstance(told, dict) else told
     return port
 
 
