@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sim sim-mutants e2e bench proto requirements clean
+.PHONY: help setup demo test lint sim sim-mutants e2e bench proto crds requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,7 @@ lint: setup ## format, lint, types, import rules, generated code up to date
 	@$(VENV)/bin/mypy tests
 	@$(VENV)/bin/lint-imports
 	@VENV=$(VENV) scripts/proto.sh --check
+	@$(VENV)/bin/python scripts/crds.py --check
 
 bench: setup ## the benchmarks on this machine, about a quarter of an hour (docs/benchmarks.md) [BENCH_ARGS=--json]
 	@$(VENV)/bin/fleet-twin bench engine --devices 100000 --records 5000000 --cpu 0 $(BENCH_ARGS)
@@ -64,6 +65,9 @@ bench: setup ## the benchmarks on this machine, about a quarter of an hour (docs
 
 proto: setup ## proto/fleet_proto anew from proto/*.proto
 	@VENV=$(VENV) scripts/proto.sh
+
+crds: setup ## crds/*.yaml anew from model/fleet_model/crd
+	@$(VENV)/bin/python scripts/crds.py
 
 requirements: setup ## the pinned requirements anew from pyproject.toml [UPGRADE=1 for the newest]
 	@VENV=$(VENV) UPGRADE=$(UPGRADE) scripts/requirements.sh

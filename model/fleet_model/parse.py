@@ -28,6 +28,14 @@ TWINS_IN_MEMORY_MAX = 1_000_000_000
 CONCURRENT_MOVES_MAX = 100
 TEMPLATE_DEPTH_MAX = 32
 TEMPLATE_VALUES_MAX = 10_000
+STORAGE_MIN, STORAGE_MAX = 64 * 2**20, 64 * 2**40
+MAP_SIZE_MIN, MAP_SIZE_MAX = 2**20, 4 * 2**40
+SYNC_INTERVAL_MS = (100, 600_000)
+CHECKPOINT_INTERVAL_MS = (1_000, 3_600_000)
+DRAIN_TIMEOUT_MS = (1_000, 3_600_000)
+"""The least and the most, as of every pair here."""
+RETENTION_POLICIES = ("Retain", "Delete")
+DATE_TIME_LENGTH_MAX = 40
 
 _METADATA = [
     "generateName",
@@ -47,42 +55,42 @@ _METADATA = [
 ]
 """Kubernetes' own, which a fleet read back from the API server carries."""
 
-_FLEET_NAME = sections.form(
+FLEET_NAME = sections.form(
     r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?",
     "a DNS label of at most 52 lower-case letters, digits and hyphens (pods and volumes are named after it)",
     52,
 )
 _EXACT = sections.form(r".*", "", 253)
 _SUBDOMAIN_PATTERN = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*"
-_OBJECT_NAME = sections.form(_SUBDOMAIN_PATTERN, "the name of a Kubernetes object, at most 253 characters", 253)
-_STORAGE_CLASS = sections.form(
+OBJECT_NAME = sections.form(_SUBDOMAIN_PATTERN, "the name of a Kubernetes object, at most 253 characters", 253)
+STORAGE_CLASS = sections.form(
     f"(?:{_SUBDOMAIN_PATTERN})?", 'the name of a storage class, or "" for volumes made by hand', 253
 )
-_IMAGE = sections.form(r"[!-~]+", "an image reference without spaces, at most 512 characters", 512)
-_REGION = sections.form(r"[a-z0-9]+(?:-[a-z0-9]+)*", 'an AWS region such as "eu-central-1"', 64)
-_ENDPOINT_URL = sections.form(
+IMAGE = sections.form(r"[!-~]+", "an image reference without spaces, at most 512 characters", 512)
+REGION = sections.form(r"[a-z0-9]+(?:-[a-z0-9]+)*", 'an AWS region such as "eu-central-1"', 64)
+ENDPOINT_URL = sections.form(
     r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?",
     'an http or https URL such as "http://127.0.0.1:4568", without user name and password',
     512,
 )
-_STREAM_NAME = sections.form(
+STREAM_NAME = sections.form(
     r"[A-Za-z0-9_.-]+", "a Kinesis stream's name: at most 128 letters, digits, hyphens, underscores and dots", 128
 )
-_STREAM_ARN = sections.form(
+STREAM_ARN = sections.form(
     r"arn:aws[a-z-]*:kinesis:[a-z0-9-]{1,64}:[0-9]{12}:stream/[A-Za-z0-9_.-]{1,128}",
     'a Kinesis stream\'s ARN such as "arn:aws:kinesis:eu-central-1:123456789012:stream/telemetry"',
     256,
 )
-_BUCKET = sections.form(
+BUCKET = sections.form(
     r"[a-z0-9][a-z0-9.-]+[a-z0-9]", "an S3 bucket's name: 3 to 63 lower-case letters, digits, hyphens and dots", 63
 )
-_PREFIX = sections.form(
+PREFIX = sections.form(
     r"[A-Za-z0-9!_.*'()-]+(?:/[A-Za-z0-9!_.*'()-]+)*",
     "the beginning of the checkpoints' S3 keys: at most 256 letters, digits and !_.*'()- in parts divided by single "
     "slashes, none first or last",
     256,
 )
-_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -94,7 +102,7 @@ def parse(document: Mapping[str, object]) -> spec.FleetSpec:
     _read_exact(top, "apiVersion", API_VERSION)
     _read_exact(top, "kind", KIND)
     metadata = top.section("metadata")
-    name = metadata.required_text("name", _FLEET_NAME)
+    name = metadata.required_text("name", FLEET_NAME)
     namespace = metadata.text("namespace", parse_rules.DNS_LABEL) or "default"
     metadata.accept(*_METADATA)
     metadata.finish()
@@ -125,13 +133,13 @@ def _read_spec(section: sections.Section, namespace: str, name: str) -> spec.Fle
         rules=fleet_rules,
         profiles=parse_rules.read_profiles(section, fleet_rules),
         replicas=section.integer("replicas", 3, 1, REPLICAS_MAX),
-        image=section.text("image", _IMAGE),
+        image=section.text("image", IMAGE),
         suspend=section.boolean("suspend", False),
         storage=_read_storage(section.section("storage")),
         checkpoint=_read_checkpoint(section.section("checkpoint")),
         rebalance=_read_rebalance(section.section("rebalance")),
         standby_replicas=section.integer("standbyReplicas", 0, 0, STANDBY_REPLICAS_MAX),
-        service_account_name=section.text("serviceAccountName", _OBJECT_NAME),
+        service_account_name=section.text("serviceAccountName", OBJECT_NAME),
         template=_read_template(section),
     )
     section.finish()
@@ -139,12 +147,12 @@ def _read_spec(section: sections.Section, namespace: str, name: str) -> spec.Fle
 
 
 def _read_aws(section: sections.Section) -> spec.Aws:
-    region = section.text("region", _REGION)
-    endpoint_url = section.text("endpointURL", _ENDPOINT_URL)
+    region = section.text("region", REGION)
+    endpoint_url = section.text("endpointURL", ENDPOINT_URL)
     secret = None
     if section.value("credentialsSecretRef") is not None:
         reference = section.section("credentialsSecretRef")
-        secret = reference.required_text("name", _OBJECT_NAME)
+        secret = reference.required_text("name", OBJECT_NAME)
         reference.finish()
     section.finish()
     return spec.Aws(region, endpoint_url, secret)
@@ -185,8 +193,8 @@ def _read_telemetry(section: sections.Section) -> spec.TelemetryStream:
     start_position = section.choice("startPosition", spec.StartPosition.LATEST, spec.StartPosition)
     start_time_ms = _read_start_time(section, start_position)
     stream = spec.TelemetryStream(
-        name=section.text("name", _STREAM_NAME),
-        arn=section.text("arn", _STREAM_ARN),
+        name=section.text("name", STREAM_NAME),
+        arn=section.text("arn", STREAM_ARN),
         format=section.choice("format", spec.Format.AUTO, spec.Format),
         start_position=start_position,
         start_time_ms=start_time_ms,
@@ -205,7 +213,7 @@ def _read_start_time(section: sections.Section, start_position: spec.StartPositi
     if not is_needed:
         section.mistake("startTime", "has no meaning here; remove it or set startPosition to AtTimestamp")
     moment = value
-    if isinstance(value, str) and len(value) <= 40 and _DATE_TIME.fullmatch(value):
+    if isinstance(value, str) and len(value) <= DATE_TIME_LENGTH_MAX and DATE_TIME.fullmatch(value):
         try:
             moment = datetime.datetime.fromisoformat(value.upper())
         except ValueError:
@@ -218,7 +226,7 @@ def _read_start_time(section: sections.Section, start_position: spec.StartPositi
 
 
 def _read_effect_stream(section: sections.Section) -> spec.EffectStream:
-    name = section.required_text("name", _STREAM_NAME)
+    name = section.required_text("name", STREAM_NAME)
     encoding = section.choice("format", spec.Format.PROTOBUF, (spec.Format.PROTOBUF, spec.Format.JSON))
     section.finish()
     return spec.EffectStream(name, encoding)
@@ -228,23 +236,23 @@ def _read_optional_stream(section: sections.Section, use: str) -> str | None:
     if section.value(use) is None:
         return None
     stream = section.section(use)
-    name = stream.required_text("name", _STREAM_NAME)
+    name = stream.required_text("name", STREAM_NAME)
     stream.finish()
     return name
 
 
 def _read_storage(section: sections.Section) -> spec.Storage:
     default = spec.Storage()
-    section.size_bytes("size", 0, 64 * 2**20, 64 * 2**40)
+    section.size_bytes("size", 0, STORAGE_MIN, STORAGE_MAX)
     size = section.value("size")
     storage = spec.Storage(
         size=size if isinstance(size, str) else default.size,
-        storage_class_name=section.text("storageClassName", _STORAGE_CLASS),
-        retention_policy=section.choice("retentionPolicy", default.retention_policy, ("Retain", "Delete")),
+        storage_class_name=section.text("storageClassName", STORAGE_CLASS),
+        retention_policy=section.choice("retentionPolicy", default.retention_policy, RETENTION_POLICIES),
         twins_in_memory_max=section.integer("twinsInMemoryMax", default.twins_in_memory_max, 0, TWINS_IN_MEMORY_MAX),
-        map_size_bytes=section.size_bytes("mapSize", default.map_size_bytes, 2**20, 4 * 2**40),
+        map_size_bytes=section.size_bytes("mapSize", default.map_size_bytes, MAP_SIZE_MIN, MAP_SIZE_MAX),
         sync=section.choice("sync", default.sync, spec.Sync),
-        sync_interval_ms=section.duration_ms("syncInterval", default.sync_interval_ms, 100, 600_000),
+        sync_interval_ms=section.duration_ms("syncInterval", default.sync_interval_ms, *SYNC_INTERVAL_MS),
     )
     section.finish()
     return storage
@@ -253,9 +261,9 @@ def _read_storage(section: sections.Section) -> spec.Storage:
 def _read_checkpoint(section: sections.Section) -> spec.Checkpoint:
     default = spec.Checkpoint()
     checkpoint = spec.Checkpoint(
-        bucket=section.text("bucket", _BUCKET),
-        prefix=section.text("prefix", _PREFIX) or default.prefix,
-        interval_ms=section.duration_ms("interval", default.interval_ms, 1_000, 3_600_000),
+        bucket=section.text("bucket", BUCKET),
+        prefix=section.text("prefix", PREFIX) or default.prefix,
+        interval_ms=section.duration_ms("interval", default.interval_ms, *CHECKPOINT_INTERVAL_MS),
     )
     section.finish()
     return checkpoint
@@ -267,7 +275,7 @@ def _read_rebalance(section: sections.Section) -> spec.Rebalance:
         max_concurrent_moves=section.integer(
             "maxConcurrentMoves", default.max_concurrent_moves, 1, CONCURRENT_MOVES_MAX
         ),
-        drain_timeout_ms=section.duration_ms("drainTimeout", default.drain_timeout_ms, 1_000, 3_600_000),
+        drain_timeout_ms=section.duration_ms("drainTimeout", default.drain_timeout_ms, *DRAIN_TIMEOUT_MS),
     )
     section.finish()
     return rebalance

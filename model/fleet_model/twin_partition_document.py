@@ -31,16 +31,16 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MILLISECOND = datetime.timedelta(milliseconds=1)
 
 _EXACT = sections.form(r".*", "", 253)
-_NAME = sections.form(r"[!-~]+", "a name of at most 253 printable characters without spaces", 253)
-_WORKER = sections.form(r"[!-~]*", 'a worker\'s name, or "" for none, at most 253 characters', 253)
-_SHARD_ID = sections.form(r"[A-Za-z0-9_.-]+", 'a shard\'s id such as "shardId-000000000000"', 128)
+NAME = sections.form(r"[!-~]+", "a name of at most 253 printable characters without spaces", 253)
+WORKER = sections.form(r"[!-~]*", 'a worker\'s name, or "" for none, at most 253 characters', 253)
+SHARD_ID = sections.form(r"[A-Za-z0-9_.-]+", 'a shard\'s id such as "shardId-000000000000"', 128)
 _RESOURCE_VERSION = sections.form(r"[!-~]*", "the text that the object was read with", 256)
-_HASH_KEY = sections.form(r"0|[1-9][0-9]*", 'a hash key as decimal text, "0" to 2 to the power of 128 less 1', 39)
-_SEQUENCE_NUMBER = sections.form(r"(?:0|[1-9][0-9]*)?", 'a sequence number as decimal text, or ""', 56)
-_NONCE = sections.form(r"[!-~]*", "the text that a claim is known by", 64)
-_KEY = sections.form(r"[!-~]*", "the name of a checkpoint's file", 1_024)
-_MESSAGE = sections.form(r".*", "text of at most 32,768 characters", 32_768)
-_TIME = sections.form(
+HASH_KEY = sections.form(r"0|[1-9][0-9]*", 'a hash key as decimal text, "0" to 2 to the power of 128 less 1', 39)
+SEQUENCE_NUMBER = sections.form(r"(?:0|[1-9][0-9]*)?", 'a sequence number as decimal text, or ""', 56)
+NONCE = sections.form(r"[!-~]*", "the text that a claim is known by", 64)
+KEY = sections.form(r"[!-~]*", "the name of a checkpoint's file", 1_024)
+MESSAGE = sections.form(r".*", "text of at most 32,768 characters", 32_768)
+TIME = sections.form(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)",
     "a time such as 2026-01-31T08:00:00.000Z",
     40,
@@ -117,7 +117,7 @@ def parse_document(value: Mapping[str, object]) -> twin_partition.TwinPartition:
         if top.required_text(name, _EXACT) not in (expected, ""):
             top.mistake(name, f"must be {expected}, not {sections.shown(top.value(name))}")
     metadata = top.section("metadata")
-    name = metadata.required_text("name", _NAME)
+    name = metadata.required_text("name", NAME)
     namespace = metadata.text("namespace", parse_rules.DNS_LABEL) or "default"
     resource_version = metadata.text("resourceVersion", _RESOURCE_VERSION) or ""
     if top.value("spec") is None:
@@ -131,19 +131,19 @@ def parse_document(value: Mapping[str, object]) -> twin_partition.TwinPartition:
 
 def _read_spec(section: sections.Section) -> twin_partition.Spec:
     return twin_partition.Spec(
-        fleet=section.required_text("fleet", _NAME),
-        stream=section.required_text("stream", _NAME),
-        shard_id=section.required_text("shardId", _SHARD_ID),
+        fleet=section.required_text("fleet", NAME),
+        stream=section.required_text("stream", NAME),
+        shard_id=section.required_text("shardId", SHARD_ID),
         hash_key_range=_read_range(section),
-        parents=_read_texts(section, "parents", _SHARD_ID, PARENTS_MAX),
-        worker=section.text("worker", _WORKER) or "",
+        parents=_read_texts(section, "parents", SHARD_ID, PARENTS_MAX),
+        worker=section.text("worker", WORKER) or "",
         epoch=section.integer("epoch", 0, 0, NUMBER_MAX),
         takeover=section.integer("takeover", 0, 0, NUMBER_MAX),
-        standby=_read_texts(section, "standby", _NAME, STANDBY_MAX),
+        standby=_read_texts(section, "standby", NAME, STANDBY_MAX),
         assigned_ms=_read_time(section, "assignedTime"),
         skip_to_ms=_read_time(section, "skipToTime"),
         first_epoch=section.integer("firstEpoch", 1, 1, NUMBER_MAX),
-        receiver=section.text("receiver", _WORKER) or "",
+        receiver=section.text("receiver", WORKER) or "",
         standby_ms=_read_time(section, "standbyTime"),
     )
 
@@ -154,8 +154,8 @@ def _read_range(section: sections.Section) -> hashing.HashKeyRange:
             section.mistake("hashKeyRange", "is missing; it must hold start and end")
         return hashing.HashKeyRange()
     inside = section.section("hashKeyRange")
-    start = inside.required_text("start", _HASH_KEY)
-    end = inside.required_text("end", _HASH_KEY)
+    start = inside.required_text("start", HASH_KEY)
+    end = inside.required_text("end", HASH_KEY)
     if not start or not end:
         return hashing.HashKeyRange()
     try:
@@ -170,22 +170,22 @@ def _read_status(section: sections.Section) -> twin_partition.Status:
     for entry in section.sections("standby", STANDBY_MAX):
         standby.append(
             twin_partition.StandbyStatus(
-                worker=entry.required_text("worker", _NAME),
+                worker=entry.required_text("worker", NAME),
                 checkpoint_number=entry.integer("checkpointNumber", 0, 0, NUMBER_MAX),
                 warm=entry.boolean("warm", False),
             )
         )
     return twin_partition.Status(
         phase=section.choice("phase", twin_partition.Phase.PENDING, twin_partition.Phase),
-        worker=section.text("worker", _WORKER) or "",
+        worker=section.text("worker", WORKER) or "",
         epoch=section.integer("epoch", 0, 0, NUMBER_MAX),
-        nonce=section.text("nonce", _NONCE) or "",
+        nonce=section.text("nonce", NONCE) or "",
         twins=section.integer("twins", 0, 0, NUMBER_MAX),
         checkpoint=_read_checkpoint(section),
         checkpoint_stale=section.boolean("checkpointStale", False),
         manifest_epoch=section.integer("manifestEpoch", 0, 0, NUMBER_MAX),
         standby=tuple(standby),
-        message=section.text("message", _MESSAGE) or "",
+        message=section.text("message", MESSAGE) or "",
     )
 
 
@@ -194,12 +194,12 @@ def _read_checkpoint(section: sections.Section) -> twin_partition.CheckpointStat
         return None
     inside = section.section("checkpoint")
     if inside.is_readable and inside.value("time") is None:
-        inside.mistake("time", f"is missing; it must be {_TIME.remedy}")
+        inside.mistake("time", f"is missing; it must be {TIME.remedy}")
     return twin_partition.CheckpointStatus(
-        key=inside.text("key", _KEY) or "",
+        key=inside.text("key", KEY) or "",
         epoch=inside.integer("epoch", 0, 0, NUMBER_MAX),
         time_ms=_read_time(inside, "time"),
-        sequence_number=inside.text("sequenceNumber", _SEQUENCE_NUMBER) or "",
+        sequence_number=inside.text("sequenceNumber", SEQUENCE_NUMBER) or "",
     )
 
 
@@ -224,7 +224,7 @@ def _time(time_ms: int) -> str:
 
 def _read_time(section: sections.Section, name: str) -> int:
     """Milliseconds since 1970; 0 when it is absent or wrong."""
-    text = section.text(name, _TIME)
+    text = section.text(name, TIME)
     if text is None:
         return 0
     try:
@@ -233,7 +233,7 @@ def _read_time(section: sections.Section, name: str) -> int:
     except (ValueError, OverflowError):
         time_ms = -1
     if time_ms < 0:
-        section.mistake(name, f"must be {_TIME.remedy}, since 1970, not {sections.shown(text)}")
+        section.mistake(name, f"must be {TIME.remedy}, since 1970, not {sections.shown(text)}")
         return 0
     return time_ms
 
