@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from fleet_model import durations, parse, sections, twin_partition
 from fleet_model import twin_partition_document as documents
+from tests.property import ownership_world, test_handoff
 from tests.property import test_twin_partition_document as partition_documents
 from tests.support import admission, fleets
 from tests.unit import test_parse
@@ -172,7 +173,7 @@ def _values(node: dict[str, Any]) -> st.SearchStrategy[Any]:
 fields = st.sampled_from(_paths()).flatmap(lambda field: st.tuples(st.just(field[0]), _values(field[1])))
 
 
-@hypothesis.settings(max_examples=150, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(fields)
 def test_the_parser_and_the_definition_agree_on_any_field(field: tuple[str, Any]) -> None:
     path, value = field
@@ -186,7 +187,7 @@ def test_the_parser_and_the_definition_agree_on_any_field(field: tuple[str, Any]
     assert (told == []) == is_accepted_by_the_parser(fleet), (fleets.mistakes(fleet), told)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(partition_documents.partitions)
 def test_every_partitions_document_is_accepted(partition: twin_partition.TwinPartition) -> None:
     """But for the two rules about what the control plane may ask for, which such a random one doesn't keep."""
@@ -212,3 +213,23 @@ def test_what_the_partitions_parser_refuses_the_definition_refuses(path: str, va
         place = place[way]
     place[ways[-1]] = value
     assert admission.refusals("twinpartitions", document)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_control_plane_asks_for_is_never_refused(seed: int) -> None:
+    """A rule that refused a step of the hand-off would leave a partition where it is, for good."""
+    world = ownership_world.World(seed, 3, test_handoff.settings_of(seed))
+    known: dict[str, twin_partition.TwinPartition] = {}
+    edits = 0
+    for _ in range(200):
+        if world.random.random() < 0.1:
+            world.disturb()
+        world.tick()
+        for shard_id, entry in world.objects.items():
+            before = known.get(shard_id)
+            if before is None or before.spec != entry.spec:
+                old = None if before is None else documents.document(before)
+                assert admission.refusals("twinpartitions", documents.document(entry), old) == []
+                edits += before is not None
+        known = dict(world.objects)
+    assert edits > 5

@@ -145,11 +145,11 @@ def definition(names: Mapping[str, Any], version: Schema) -> Schema:
 
 
 def root(description: str, spec: Schema, status: Schema) -> Schema:
-    """The whole object. What Kubernetes itself judges (apiVersion, kind, metadata) has no bounds of ours."""
+    """The whole object. metadata has not even a description: the API server takes no word of anybody else about it."""
     properties: dict[str, Schema] = {
         "apiVersion": {"description": "The version of this form of the object.", "type": "string", "maxLength": 253},
         "kind": {"description": "The kind of object.", "type": "string", "maxLength": 253},
-        "metadata": {"description": "Kubernetes' own: name, namespace, labels …", "type": "object"},
+        "metadata": {"type": "object"},
         "spec": spec,
         "status": status,
     }
