@@ -145,3 +145,33 @@ def test_an_unknown_outcome_is_no_refusal() -> None:
             await probe.check(store, NONCE)
 
     virtual_time.run(main())
+
+
+def test_beside_the_partitions_a_store_out_of_reach_is_probed_later() -> None:
+    async def main() -> None:
+        clock = virtual_time.VirtualClock()
+        bucket = memory_objects.Bucket(clock)
+        away = memory_objects.Fault(failure=memory_objects.UNAVAILABLE)
+        back_at = clock.monotonic() + 3 * probe.BESIDE_S
+        store = memory_objects.MemoryObjects(
+            bucket, clock, lambda call: away if clock.monotonic() < back_at else memory_objects.Fault()
+        )
+        forgotten: list[str] = []
+        await probe.check_beside(store, lambda: NONCE, clock, lambda: forgotten.append("it"))
+        assert clock.monotonic() >= back_at
+        assert not forgotten
+
+    virtual_time.run(main())
+
+
+def test_beside_the_partitions_a_store_that_fails_is_refused_and_forgotten() -> None:
+    async def main() -> None:
+        clock = virtual_time.VirtualClock()
+        api = SloppyApi(memory_objects.Bucket(clock), clock, "If-Match is passed over")
+        store = objects.Objects(api, clock, random.Random(1))
+        forgotten: list[str] = []
+        with pytest.raises(errors.ObjectStoreRefusedError):
+            await probe.check_beside(store, lambda: NONCE, clock, lambda: forgotten.append("it"))
+        assert forgotten == ["it"]
+
+    virtual_time.run(main())

@@ -10,11 +10,23 @@ import logging
 import resource
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 from fleet_model import spec
-from fleet_worker import claimed, custody, errors, fleet_start, metrics, orders, retries, supervisor, surroundings
+from fleet_worker import (
+    claimed,
+    custody,
+    errors,
+    fleet_start,
+    holding,
+    metrics,
+    orders,
+    retries,
+    supervisor,
+    surroundings,
+)
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import control_folder, fleet_file, kinesis, lmdb_disk, local_folder
 from fleet_worker.api import app
@@ -82,7 +94,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
         connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws, on_retry=on_retry))
         telemetry = fleet.streams.telemetry
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
-        checkpoints = await _checkpoints(stack, fleet, clock)
+        checkpoints, probing = await _checkpoints(stack, fleet, folder, clock)
         keeper = ordered.keeper if checkpoints is None else fleet_start.InBucket(checkpoints.objects)
         start = await fleet_start.settled(keeper, telemetry, stream)
         retention_ms = await stream.retention_ms()
@@ -116,7 +128,8 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             ) from error
         log.info("fleet %s: twins at http://%s:%d/v1/twins", worker.fleet, host, port)
         has_started.set()
-        following = asyncio.create_task(ordered.follow(around, worker, f"http://{host}:{port}"))
+        ordering = ordered.follow(around, worker, f"http://{host}:{port}")
+        following = asyncio.create_task(holding.accompanied(ordering, [probing()]))
         working = asyncio.create_task(worker.run(stop))
         try:
             await asyncio.wait((following, working), return_when=asyncio.FIRST_COMPLETED)
@@ -147,25 +160,41 @@ def _orders(
 
 
 async def _checkpoints(
-    stack: contextlib.AsyncExitStack, fleet: spec.FleetSpec, clock: clocks.RealClock
-) -> claimed.Checkpoints | None:
-    """None without a bucket. Raises ObjectStoreRefusedError when the store doesn't honour conditional writes."""
+    stack: contextlib.AsyncExitStack, fleet: spec.FleetSpec, folder: local_folder.LocalFolder, clock: clocks.RealClock
+) -> tuple[claimed.Checkpoints | None, Callable[[], Coroutine[Any, Any, None]]]:
+    """None without a bucket; and what is left of the probe, to be run beside the partitions. Raises ObjectStoreRefusedError when the
+    store doesn't honour conditional writes."""
     if fleet.checkpoint.bucket is None:
-        return None
+        return None, _nothing
     # The S3 client takes a while to import, which a worker without a bucket needn't wait for.
     from fleet_worker import probe
-    from fleet_worker.adapters import s3
+    from fleet_worker.adapters import probed, s3
 
     fleet_name = (fleet.namespace, fleet.name)
     objects = await stack.enter_async_context(s3.open_store(fleet.aws, fleet.checkpoint, fleet_name, clock))
-    await probe.check(objects, secrets.token_hex(8))
-    return claimed.Checkpoints(
+    passed = probed.Probed(folder.path, fleet.aws, fleet.checkpoint)
+    left: Callable[[], Coroutine[Any, Any, None]] = _nothing
+    if await clock.in_thread(passed.has_passed):
+        left = functools.partial(probe.check_beside, objects, _new_nonce, clock, passed.forget)
+    else:
+        await probe.check(objects, _new_nonce())
+        await clock.in_thread(passed.note)
+    checkpoints = claimed.Checkpoints(
         objects=objects,
         manifests=custody.Manifests(objects),
         interval_s=fleet.checkpoint.interval_ms / 1000,
         one_at_a_time=asyncio.Semaphore(1),
-        new_nonce=lambda: secrets.token_hex(8),
+        new_nonce=_new_nonce,
     )
+    return checkpoints, left
+
+
+def _new_nonce() -> str:
+    return secrets.token_hex(8)
+
+
+async def _nothing() -> None:
+    """There is nothing to probe any more."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Is this object store one to build on? A few conditional writes tell, at every start, before any partition is claimed.
+"""Is this object store one to build on? A few conditional writes tell, at every start: before any partition is claimed, or, on a disk
+that knows the store to have passed before, beside the partitions.
 
 Everything that keeps two owners apart hangs on conditional writes, and many stores that speak S3 take the headers and pass over
 them, or look first and write afterwards. So the probe does what owners would do, sixteen at once too, under keys of its own below
@@ -9,13 +10,19 @@ behind several gateways does it right through all of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from fleet_worker import errors, ports
 
+log = logging.getLogger(__name__)
+
 WRITERS = 16
 RACES = 3
 """Of each kind: one race may be won by luck."""
+
+BESIDE_S = 20.0
+"""Between a start on a disk that knows the store and its probe: the partitions come first."""
 
 _ADVICE = (
     "partitions can't be kept apart there. Use Amazon S3, or a store that honours If-None-Match and If-Match on PutObject as one step "
@@ -38,6 +45,23 @@ async def check(objects: ports.ObjectStore, nonce: str, races: int = RACES) -> N
         await probe.clean_up_as_far_as_possible()
         raise
     await probe.clean_up()
+
+
+async def check_beside(
+    objects: ports.ObjectStore, new_nonce: Callable[[], str], clock: ports.Clock, forget: Callable[[], None]
+) -> None:
+    """For a start on a disk that knows this store to have passed: the same probe, once the partitions are back. A store out of reach is
+    probed later. forget: that it has passed, so that the next start probes first. Raises ObjectStoreRefusedError, DataFolderError."""
+    while True:
+        await clock.sleep(BESIDE_S)
+        try:
+            await check(objects, new_nonce())
+            return
+        except errors.ObjectStoreUnavailableError as error:
+            log.warning("the object store can't be probed now, trying again: %s", error)
+        except errors.ObjectStoreRefusedError:
+            await clock.in_thread(forget)
+            raise
 
 
 class _Probe:
