@@ -1,0 +1,153 @@
+"""What is seen of a fleet's workers: from pods, probes and nodes to the words that `handoff` and `rolling` decide by.
+
+Pure. A worker has been heard of when it answered a probe, when it wrote a status, or when its container runs on a node that lives:
+a probe that doesn't get through (a network policy, an operator that is cut off) is no sign of death, and neither is a container that
+hangs: the kubelet starts that one again, on the same disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fleet_model import control
+from fleet_operator import naming, overlay
+
+BREAKS = frozenset(
+    {
+        "CrashLoopBackOff",
+        "ImagePullBackOff",
+        "ErrImagePull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    }
+)
+"""Reasons for which a container waits that don't go away by waiting alone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """A worker's last answer to a probe. time_ms: of that answer; 0 = never. can_take: it may be given partitions. generation: of the
+    rules that it judges by; 0 = unknown. load: records/s by shard id."""
+
+    time_ms: int = 0
+    can_take: bool = False
+    generation: int = 0
+    load: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pod:
+    """One worker's. template: the hash of the template that it was made from. running: its container runs. terminating: it was
+    deleted and is still there, be it on a node that is lost. broken: why it won't become ready by waiting; "" = it may."""
+
+    name: str
+    ordinal: int
+    uid: str
+    template: str
+    created_ms: int
+    node: str = ""
+    ready: bool = False
+    running: bool = False
+    terminating: bool = False
+    broken: str = ""
+
+
+def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
+    """None: it isn't of this fleet's StatefulSet. created_ms: metadata.creationTimestamp."""
+    metadata, status = found["metadata"], found.get("status") or {}
+    ordinal = naming.ordinal(fleet, metadata["name"])
+    if ordinal is None:
+        return None
+    containers = {entry["name"]: entry for entry in status.get("containerStatuses") or ()}
+    state = (containers.get(overlay.WORKER) or {}).get("state") or {}
+    conditions = {entry["type"]: entry["status"] == "True" for entry in status.get("conditions") or ()}
+    is_over = status.get("phase") in ("Failed", "Succeeded")
+    return Pod(
+        name=metadata["name"],
+        ordinal=ordinal,
+        uid=metadata["uid"],
+        template=(metadata.get("labels") or {}).get(naming.TEMPLATE_HASH, ""),
+        created_ms=created_ms,
+        node=(found.get("spec") or {}).get("nodeName") or "",
+        ready=conditions.get("Ready", False) and not is_over,
+        running="running" in state and not is_over,
+        terminating=bool(metadata.get("deletionTimestamp")),
+        broken=_broken(status, is_over),
+    )
+
+
+def _broken(status: Mapping[str, Any], is_over: bool) -> str:
+    """Of any container: a worker isn't ready without those beside it."""
+    if is_over:
+        return status.get("reason") or str(status["phase"])
+    for entry in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        reason = ((entry.get("state") or {}).get("waiting") or {}).get("reason", "")
+        if reason in BREAKS:
+            return str(reason)
+    return ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Restart:
+    """A pod that was told to end so that the StatefulSet makes it anew. Kept in the fleet's status, and written before the pod is deleted:
+    whoever comes after a crash goes on with it. until_ms: so long the worker keeps its partitions while it is silent."""
+
+    worker: str
+    uid: str
+    until_ms: int
+
+    def has_ended(self, found: Pod | None, now_ms: int) -> bool:
+        """The one after it is ready, or it is over anyway."""
+        return now_ms >= self.until_ms or (found is not None and found.uid != self.uid and found.ready)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signs:
+    """Of life, besides the pods. answers: by worker. told_ms: the last status that a worker wrote, by worker. nodes_ms: the last word of
+    a node (its lease, renewed each 10 s), by node; without those that nobody may look at."""
+
+    answers: Mapping[str, Answer] = dataclasses.field(default_factory=dict, hash=False)
+    told_ms: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+    nodes_ms: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+
+
+def heard_ms(seen: Pod, signs: Signs, now_ms: int) -> int:
+    """The last sign of life of any kind. Where nobody may look at nodes, Kubernetes' own word for the pod has to do: that takes it about
+    40 s longer to notice that a node is gone."""
+    answer = signs.answers.get(seen.name, Answer())
+    by_pod = 0
+    if seen.running:
+        by_pod = min(now_ms, signs.nodes_ms[seen.node]) if seen.node in signs.nodes_ms else now_ms * seen.ready
+    return max(answer.time_ms, signs.told_ms.get(seen.name, 0), by_pod, min(seen.created_ms, now_ms))
+
+
+def observed(
+    fleet: str, pods: Sequence[Pod], signs: Signs, restart: Restart | None, now_ms: int, replicas: int
+) -> list[control.Worker]:
+    """Every worker that there is, and every one that should be, by ordinal: one whose pod is just being made anew was heard of when it was
+    heard of last. Ordinals from `replicas` on are to own nothing."""
+    by_ordinal = {pod.ordinal: pod for pod in pods}
+    made = []
+    for number in sorted({*by_ordinal, *range(replicas)}):
+        name, found = naming.worker(fleet, number), by_ordinal.get(number)
+        answer = signs.answers.get(name, Answer())
+        is_there = found is not None and not found.terminating
+        heard = heard_ms(found, signs, now_ms) if found is not None else max(answer.time_ms, signs.told_ms.get(name, 0))
+        made.append(
+            control.Worker(
+                name=name,
+                ordinal=number,
+                ready=is_there and (answer.can_take if answer.time_ms else found is not None and found.ready),
+                heard_ms=heard,
+                leaving=number >= replicas,
+                restarting_until_ms=restart.until_ms if restart is not None and restart.worker == name else 0,
+                load=answer.load,
+            )
+        )
+    return made
