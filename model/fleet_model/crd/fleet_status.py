@@ -12,6 +12,9 @@ PARTITIONS_MAX = 100_000
 
 _TYPE = sections.form(r"[A-Za-z][A-Za-z0-9]*", "", 64)
 _MESSAGE = sections.form(r".*", "", 32_768)
+_UID = sections.form(r"[!-~]+", "", 128)
+_PACKED = sections.form(r"[A-Za-z0-9+/]*={0,2}", "", 262_144)
+"""Base64. etcd takes objects of 1.5 MiB."""
 _SELECTOR = sections.form(r".*", "", 1_024)
 
 
@@ -36,13 +39,24 @@ def status() -> schema.Schema:
             "Which rules are in force.",
             {
                 "generation": schema.integer("The newest generation of the rules.", 0, count),
+                "effectiveMs": schema.integer("The arrival time from which it judges, in ms since 1970.", 0, count),
                 "appliedWorkers": schema.integer("Workers that judge by it.", 0, PARTITIONS_MAX),
+                "generations": schema.text(
+                    "All generations that a replay may need, packed. Workers read their rules here.", _PACKED
+                ),
             },
         ),
-        "lastCheckpoint": schema.time(
-            "Of the partitions' newest checkpoints the oldest one's time: so far back a lost disk would go.",
-            documents.TIME.pattern.pattern,
-            documents.TIME.longest,
+        "lastCheckpoint": _time(
+            "Of the partitions' newest checkpoints the oldest one's time: so far back a lost disk would go."
+        ),
+        "restarting": schema.mapping(
+            "The pod that is being made anew in a rolling update. Left out: none.",
+            {
+                "worker": schema.text("The worker.", documents.NAME),
+                "podUID": schema.text("The pod that has to go.", _UID),
+                "until": _time("So long the worker keeps its partitions while it is silent."),
+            },
+            ["worker", "podUID", "until"],
         ),
         "conditions": _conditions(),
     }
@@ -56,9 +70,7 @@ def _conditions() -> schema.Schema:
         "observedGeneration": schema.integer(
             "The generation of the spec that this is said of.", 0, documents.NUMBER_MAX
         ),
-        "lastTransitionTime": schema.time(
-            "When status last changed.", documents.TIME.pattern.pattern, documents.TIME.longest
-        ),
+        "lastTransitionTime": _time("When status last changed."),
         "reason": schema.text("Why, in one word of docs/reference/partitions.md.", _TYPE),
         "message": schema.text("Why, in a sentence.", _MESSAGE),
     }
@@ -66,6 +78,10 @@ def _conditions() -> schema.Schema:
     condition = schema.mapping("One condition.", fields, needed)
     keyed = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     return schema.array("How the fleet is, one entry a question.", condition, CONDITIONS_MAX) | keyed
+
+
+def _time(description: str) -> schema.Schema:
+    return schema.time(description, documents.TIME.pattern.pattern, documents.TIME.longest)
 
 
 def columns() -> list[schema.Schema]:
