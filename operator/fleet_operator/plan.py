@@ -130,8 +130,8 @@ class _Round:
     _broken_rules = ""
 
     def _applied(self, written: history.History) -> tuple[int, int]:
-        """Workers that judge by the newest generation, and those that should."""
-        asked = [pod.name for pod in self.look.pods if pod.ordinal < self.fleet.replicas and not pod.terminating]
+        """Workers that judge by the newest generation, and those that should: whoever runs and answers, those that leave, too."""
+        asked = [pod.name for pod in self.look.pods if pod.running and self.situation.answers(pod.name)]
         newest = written.kept[-1].generation if written.kept else 0
         answers = [self.look.signs.answers.get(name, workers.Answer()) for name in asked]
         return sum(bool(newest) and answer.generation >= newest for answer in answers), len(asked)
