@@ -148,6 +148,15 @@ def test_a_profile_inherits_and_so_has_no_defaults() -> None:
     assert completed["spec"]["profiles"] == fleet["spec"]["profiles"], "null is a command's none, and must be kept"
 
 
+@pytest.mark.parametrize("rule", ["temperature", "battery", "offline"])
+@pytest.mark.parametrize("command", [None, ""])
+def test_no_command_stays_no_command(rule: str, command: str | None) -> None:
+    fleet = fleets.with_field(f"spec.rules.{rule}.command", command)
+    completed = admission.completed(fleet, admission.schema_of("devicefleets"))
+    assert admission.refusals("devicefleets", fleet) == []
+    assert getattr(parse.parse(completed).rules, rule).command is None
+
+
 def test_a_partitions_defaults_are_the_models() -> None:
     short = documents.document(partition_documents.EXAMPLE)
     spec: Any = short["spec"]
