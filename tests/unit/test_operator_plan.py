@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fleet_model import generations, hashing, partition, twin_partition, twin_partition_document
+from fleet_model import control, generations, hashing, partition, twin_partition, twin_partition_document
 from fleet_model.twin_partition import Phase, Status, TwinPartition
 from fleet_operator import actions, history, naming, observed, plan, pod_template, reasons, workers
 from tests.unit import test_operator_resources as objects
@@ -612,3 +612,57 @@ def test_rules_are_applied_only_when_whoever_still_judges_has_them_also_a_worker
     assert written.status["rules"]["appliedWorkers"] == 2
     (told,) = (each for each in written.status["conditions"] if each["type"] == "RulesApplied")
     assert (told["status"], told["message"]) == ("False", "2 of 3 workers judge by generation 1")
+
+
+# ── what others rely on ──────────────────────────────────────────────────────────────────────────────────────────────
+
+ROOT = objects.GOLDEN.parents[2]
+
+
+def unknown(value: Any, schema: dict[str, Any], path: str = "") -> list[str]:
+    """Fields of the value that the schema doesn't have: the API server would drop them."""
+    if isinstance(value, list):
+        return [
+            each for number, entry in enumerate(value) for each in unknown(entry, schema["items"], f"{path}[{number}]")
+        ]
+    if not isinstance(value, dict):
+        return []
+    known = schema.get("properties", {})
+    found = [f"{path}.{name}" for name in value if name not in known]
+    return found + [
+        each for name, entry in value.items() if name in known for each in unknown(entry, known[name], f"{path}.{name}")
+    ]
+
+
+def schema(kind: str) -> dict[str, Any]:
+    definition = yaml.safe_load((ROOT / "crds" / f"fleettwin.io_{kind}.yaml").read_text())
+    found: dict[str, Any] = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    return found
+
+
+def test_nothing_of_what_is_written_is_dropped_by_the_api_server() -> None:
+    cluster = running()
+    cluster.document["spec"]["image"] = "registry.example/fleet-twin:2"
+    cluster.round()
+    cluster.settle()
+    cluster.round()
+    assert "restarting" in cluster.status
+    assert unknown(cluster.status, schema("devicefleets")["status"]) == []
+    for entry in cluster.partitions.values():
+        assert unknown(twin_partition_document.spec_document(entry.spec), schema("twinpartitions")["spec"]) == []
+    assert unknown({"nobody": 1}, schema("devicefleets")["status"]) == [".nobody"]
+
+
+def test_the_documentation_has_every_reason_as_the_table_has_it() -> None:
+    text = (ROOT / "docs" / "reference" / "kubernetes.md").read_text()
+    rows = [
+        f"| `{kind}` | `{reason}` | {status} | {meaning} |"
+        for (kind, reason), (status, meaning) in reasons.TABLE.items()
+    ]
+    told = [line for line in text[text.index("## Conditions") :].splitlines() if line.startswith("| `")]
+    assert told == rows
+
+
+def test_every_reason_of_the_model_has_its_place() -> None:
+    placed = {str(reason) for _, reason in reasons.TABLE}
+    assert {str(reason) for reason in (*control.Reason, *reasons.Own)} == placed
