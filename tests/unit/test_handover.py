@@ -248,6 +248,25 @@ def test_a_partition_that_was_closed_by_an_owner_who_died_before_saying_so_is_cl
     in_a_crew(body)
 
 
+def test_a_worker_that_died_before_it_could_clear_away_does_so_when_it_is_back() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await fleet.start("worker-1")
+        await fleet.assign(SECOND, "worker-0")
+        await fleet.is_running(SECOND, "worker-0")
+        await fleet.workers.pop("worker-0").end()
+        left = fleet.disks["worker-0"].shards()
+        assert left == [FIRST, SECOND]
+        await fleet.assign(SECOND, "worker-1", takeover=True)
+        await fleet.is_running(SECOND, "worker-1")
+        closed = dataclasses.replace(fleet.status(FIRST), phase=Phase.CLOSED)
+        await fleet.control.ownership("worker-0").report(FIRST, lambda status: closed)
+        await fleet.start("worker-0")
+        await fleet.until(lambda: fleet.disks["worker-0"].shards() == [])
+
+    in_a_crew(body)
+
+
 def test_effects_wait_while_nobody_can_tell_whether_it_is_still_ours() -> None:
     async def body(fleet: Crew) -> None:
         await owned(fleet)

@@ -182,17 +182,24 @@ class Supervisor:
             log.info("partition %s: it lives on elsewhere, its folder is removed", shard_id)
 
     async def _remove_former(self, on_disk: list[str]) -> list[str]:
-        """Environments of an earlier run's partitions that others have claimed since. Returns those that may be needed yet."""
+        """Environments of an earlier run's partitions that are closed, or that others have claimed since. Returns those that may be
+        needed yet."""
         left = []
         for shard_id in on_disk:
             wanted = self._known.get(shard_id)
             if shard_id in self._held:
                 continue
-            if wanted is None or not self._has_successor(wanted) or self._local.name in wanted.spec.standby:
+            is_closed = wanted is not None and wanted.status.phase is twin_partition.Phase.CLOSED
+            is_anothers = wanted is not None and self._has_successor(wanted)
+            if not is_closed and (not is_anothers or wanted is None or self._local.name in wanted.spec.standby):
                 left.append(shard_id)
                 continue
-            await self._environments.remove(shard_id)
-            log.info("partition %s: another worker has it by now, its folder is removed", shard_id)
+            try:
+                await self._environments.remove(shard_id)
+            except errors.DataFolderError as error:
+                log.warning("partition %s: %s", shard_id, error)
+            else:
+                log.info("partition %s: it lives on elsewhere, its folder is removed", shard_id)
         return left
 
     def _has_successor(self, wanted: twin_partition.TwinPartition) -> bool:
