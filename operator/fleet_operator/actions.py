@@ -24,7 +24,7 @@ class RemoveFinalizer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WriteStatus:
-    """All of it, over the fleet's resourceVersion that was read."""
+    """All of it, over the fleet's resourceVersion that was read (or that AddFinalizer left)."""
 
     status: dict[str, Any]
 
@@ -38,7 +38,7 @@ class Apply:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delete:
-    """An object of ours that isn't wanted any more, by uid. orphan: what it owns stays."""
+    """An object of ours that isn't wanted any more. uid: only this one; "": whichever has the name. orphan: what it owns stays."""
 
     kind: str
     name: str

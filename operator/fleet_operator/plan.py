@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fleet_model import control, handoff, rules, situation, spec, twin_partition
+from fleet_model import conditions, control, handoff, rules, situation, spec, twin_partition
 from fleet_model.control import Kind, Reason
 from fleet_operator import (
     actions,
@@ -198,7 +198,8 @@ class _Round:
             progressing = told(Kind.PROGRESSING, Own.SCALING, f"{alive} workers are there, none is wanted")
         else:
             progressing = told(Kind.PROGRESSING, Reason.SETTLED, "the fleet is suspended")
-        healthy = next(each for each in handoff.step(self.seen).conditions if each.kind is Kind.CHECKPOINTS_HEALTHY)
+        said = conditions.conditions(self.situation, list(self.situation.partitions.values()))
+        healthy = next(each for each in said if each.kind is Kind.CHECKPOINTS_HEALTHY)
         return {
             Kind.READY: told(Kind.READY, Own.SUSPENDED, "spec.suspend is set: nothing is read, twins are kept"),
             Kind.PROGRESSING: progressing,
@@ -206,7 +207,7 @@ class _Round:
             Kind.CHECKPOINTS_HEALTHY: reasons.of(healthy),
         }
 
-    def _status(self, conditions: Sequence[reasons.Told], written: history.History) -> dict[str, Any]:
+    def _status(self, told_all: Sequence[reasons.Told], written: history.History) -> dict[str, Any]:
         applied, asked = self._applied(written)
         look = self.situation
         moving = sum(look.is_moving(entry) or look.is_warming(entry) for entry in look.partitions.values())
@@ -219,7 +220,7 @@ class _Round:
                 partitions=list(look.partitions.values()),
                 moving=moving,
                 rules=status.RulesTold(written.kept, written.packed, applied, asked),
-                conditions=conditions,
+                conditions=told_all,
                 restart=self.restart,
             )
         )
