@@ -37,8 +37,8 @@ RUNS = int(os.environ.get("SCALE_RUNS", "5"))
 SEED = os.environ.get("SEED")
 AT_ONCE = 2
 """Runs mostly wait, but a worker's start costs a second of a core, and there are a dozen in a run."""
-RUN_S_MAX = 300.0
-TOTAL_S_MAX = versitygw.BUILD_S_MAX + max(600, RUNS * 100)
+RUN_S_MAX = 480.0
+TOTAL_S_MAX = versitygw.BUILD_S_MAX + max(900, RUNS * 150)
 OFFLINE_SHORTEST_MS = 10_000
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]

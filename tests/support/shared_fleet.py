@@ -89,6 +89,7 @@ async def made(
     sections = {
         "aws": {"region": aws_env.REGION},
         "checkpoint": {"bucket": BUCKET, "prefix": folder.name, "interval": "2s"},
+        "rebalance": {"drainTimeout": "20s"},
     }
     async with live_fleet.made(folder, kinesis, kinesis_url, shards, **{**sections, **settings}) as fleet:
         yield SharedFleet(fleet, kinesis_url, store_url)
