@@ -379,7 +379,7 @@ class Run:
         deadline = time.monotonic() + seconds_max
         while not condition():
             for name, worker in self.crew.workers.items():
-                if name not in self.crew.hurt:
+                if name not in self.crew.hurt | self.crew.leaving:
                     worker.check_alive()
             if time.monotonic() > deadline:
                 raise worker_process.WorkerFailedError(f"{what} after {seconds_max} s\n{self.told()}")

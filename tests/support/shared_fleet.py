@@ -14,7 +14,7 @@ from pathlib import Path
 from aiobotocore import session as aio_session
 
 from fleet_model import spec, twin_partition
-from fleet_worker import control_plane, custody, ports
+from fleet_worker import control_plane, custody, errors, ports
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import control_files, s3
 from tests.support import aws_env, live_fleet, streams, worker_process
@@ -54,7 +54,12 @@ class SharedFleet:
 
     def partitions(self) -> dict[str, twin_partition.TwinPartition]:
         """Every object as it is now, by shard id."""
-        return self._look.partitions() if self.control.exists() else {}
+        try:
+            return self._look.partitions()
+        except errors.ControlPlaneUnavailableError:
+            if (self.control / "version").exists():
+                raise
+            return {}  # the control loop hasn't made it yet
 
     def heartbeats(self) -> dict[str, control_plane.Heartbeat]:
         return self.files.heartbeats()
