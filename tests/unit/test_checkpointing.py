@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from fleet_model import manifest
 from fleet_worker import checkpointing, errors, restoring
+from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import memory_objects
 from fleet_worker.core import checkpoint_format, commits, twins
-from tests.support import checkpoints, virtual_time
+from tests.support import checkpoints, virtual_time, waiting
 from tests.support import commits as build
 
 NAMES = [f"device-{number}" for number in range(200)]
@@ -547,3 +550,36 @@ def test_a_snapshot_is_one_moment_s(tmp_path: pathlib.Path) -> None:
         assert isinstance(found.state, commits.PartitionState)
 
     virtual_time.run(body())
+
+
+async def test_a_take_cancelled_while_its_snapshot_begins_leaves_none_open() -> None:
+    """Otherwise the store could never be closed: a snapshot that nobody ends counts as in use."""
+
+    class Store:
+        """Whose snapshots take a while to begin."""
+
+        def __init__(self) -> None:
+            self.is_beginning, self.may_begin = threading.Event(), threading.Event()
+            self.open = 0
+
+        @contextlib.contextmanager
+        def snapshot(self) -> Iterator[None]:
+            self.is_beginning.set()
+            assert self.may_begin.wait(20)
+            self.open += 1
+            try:
+                yield
+            finally:
+                self.open -= 1
+
+    store = Store()
+    with clocks.RealClock() as clock:
+        held = checkpointing._held(store, clock)  # type: ignore[arg-type]
+        beginning = asyncio.create_task(held.__aenter__())
+        await waiting.until(store.is_beginning.is_set, "the snapshot isn't begun")
+        beginning.cancel()
+        await asyncio.sleep(0)
+        store.may_begin.set()
+        await asyncio.wait((beginning,))
+        assert beginning.cancelled()
+        assert store.open == 0

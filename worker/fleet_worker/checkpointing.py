@@ -335,9 +335,21 @@ class _held:
     def __init__(self, store: ports.TwinStore, clock: ports.Clock) -> None:
         self._snapshot = store.snapshot()
         self._clock = clock
+        self._has_begun = False
 
     async def __aenter__(self) -> ports.StoreSnapshot:
-        return await self._clock.in_thread(self._snapshot.__enter__)
+        try:
+            return await self._clock.in_thread(self._begin)
+        except asyncio.CancelledError:
+            # The thread has ended by now (Clock.in_thread), and whoever isn't let in doesn't go out either.
+            if self._has_begun:
+                self._snapshot.__exit__(None, None, None)
+            raise
+
+    def _begin(self) -> ports.StoreSnapshot:
+        begun = self._snapshot.__enter__()
+        self._has_begun = True
+        return begun
 
     async def __aexit__(self, *error: object) -> None:
         self._snapshot.__exit__(*error)  # type: ignore[arg-type]
