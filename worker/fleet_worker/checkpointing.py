@@ -333,22 +333,18 @@ class _held:
     """A snapshot of the store, begun in a thread; ended here, as that waits for nothing and has to happen."""
 
     def __init__(self, store: ports.TwinStore, clock: ports.Clock) -> None:
-        self._snapshot = store.snapshot()
-        self._clock = clock
-        self._has_begun = False
+        self._snapshot, self._clock, self._has_begun = store.snapshot(), clock, False
 
     async def __aenter__(self) -> ports.StoreSnapshot:
         try:
             return await self._clock.in_thread(self._begin)
         except asyncio.CancelledError:
-            # The thread has ended by now (Clock.in_thread), and whoever isn't let in doesn't go out either.
-            if self._has_begun:
+            if self._has_begun:  # by now the thread has ended (Clock.in_thread)
                 self._snapshot.__exit__(None, None, None)
             raise
 
     def _begin(self) -> ports.StoreSnapshot:
-        begun = self._snapshot.__enter__()
-        self._has_begun = True
+        begun, self._has_begun = self._snapshot.__enter__(), True
         return begun
 
     async def __aexit__(self, *error: object) -> None:
