@@ -267,6 +267,23 @@ def test_a_worker_that_died_before_it_could_clear_away_does_so_when_it_is_back()
     in_a_crew(body)
 
 
+def test_a_standby_of_a_partition_that_closes_clears_its_copy_away() -> None:
+    """Its object may go on naming it: nobody will ever take a closed partition over."""
+
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await fleet.start("worker-1")
+        await fleet.change(FIRST, standby=("worker-1",))
+        await heard(fleet, "worker-0")
+        await fleet.until(lambda: any(entry.warm for entry in fleet.status(FIRST).standby))
+        assert fleet.disks["worker-1"].shards() == [FIRST]
+        fleet.kinesis.split_shard(piped.TELEMETRY, FIRST)
+        await fleet.until(lambda: fleet.status(FIRST).phase is Phase.CLOSED)
+        await fleet.until(lambda: fleet.disks["worker-1"].shards() == [], 60.0)
+
+    in_a_crew(body)
+
+
 def test_effects_wait_while_nobody_can_tell_whether_it_is_still_ours() -> None:
     async def body(fleet: Crew) -> None:
         await owned(fleet)

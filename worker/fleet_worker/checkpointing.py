@@ -4,7 +4,7 @@
 
 All of a checkpoint is from one snapshot: twins, outbox, position. What a take has put and then couldn't confirm is garbage that some
 `collect` removes. A take that fails changes nothing and stops nothing: the caller tries again at the next interval. It never deletes what
-another owner may need, and it never waits for the hot path nor lets that wait for long: between two pieces of work it rests.
+another owner may need, and lets the hot path never wait for long: between two pieces of work it rests.
 """
 
 from __future__ import annotations

@@ -93,7 +93,10 @@ class Holding:
         spec, name = self.wanted.spec, self._crew.name
         if spec.worker == name and spec.epoch > self._fenced_epoch:
             return Role.OWNER
-        return Role.STANDBY if name in spec.standby and self._crew.checkpoints is not None else Role.NONE
+        # There is nothing more to follow of one that is closed, and nobody who will ever take it over.
+        is_closed = self.wanted.status.phase is twin_partition.Phase.CLOSED
+        is_standby = name in spec.standby and not is_closed and self._crew.checkpoints is not None
+        return Role.STANDBY if is_standby else Role.NONE
 
     @property
     def _is_owner(self) -> bool:

@@ -314,5 +314,5 @@ def summary(now: figures.Figures) -> list[str]:
         told = f", paused {pauses[len(pauses) // 2]:.1f} s in the middle, {pauses[-1]:.1f} s at most" if pauses else ""
         lines.append(f"moves:          {now.moves_count:,}{told}")
     if now.worker_deaths:
-        lines.append(f"worker deaths:  {now.worker_deaths:,} (what was replayed after them counts twice in records)")
+        lines.append(f"worker deaths:  {now.worker_deaths:,} (after one, records are counted only nearly)")
     return lines
