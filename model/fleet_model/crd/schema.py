@@ -134,7 +134,11 @@ def definition(names: Mapping[str, Any], version: Schema) -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{names['plural']}.fleettwin.io"},
+        # An uninstalled chart leaves the definitions, and with them every fleet.
+        "metadata": {
+            "name": f"{names['plural']}.fleettwin.io",
+            "annotations": {"helm.sh/resource-policy": "keep"},
+        },
         "spec": {
             "group": "fleettwin.io",
             "scope": "Namespaced",
