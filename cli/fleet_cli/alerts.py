@@ -1,4 +1,4 @@
-"""`fleet-twin alerts`: the alerts that are open at a worker."""
+"""`fleet-twin alerts`: the alerts that are open in the fleet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import click
 
-from fleet_cli import api, console, show
+from fleet_cli import api, console, gathering, show
 
 LIMIT_DEFAULT, LIMIT_MAX = 50, 1_000_000
 
@@ -27,7 +27,7 @@ LIMIT_DEFAULT, LIMIT_MAX = 50, 1_000_000
 @api.url_option
 @api.json_option
 def command(trigger: str | None, limit: int, partial: bool, url: str, as_json: bool) -> None:
-    """List the alerts that are open, in the order of their devices' hash keys.
+    """List the alerts that are open in the whole fleet, in the order of their devices' hash keys.
 
     \b
     Examples:
@@ -35,8 +35,7 @@ def command(trigger: str | None, limit: int, partial: bool, url: str, as_json: b
       fleet-twin alerts --trigger offline --limit 500
       fleet-twin alerts --json | jq -r '.[].device_id'
     """
-    parameters = {"trigger": trigger, "partial": True if partial else None}
-    alerts = api.pages(url, "/v1/alerts", "alerts", parameters, limit)
+    alerts = gathering.pages(url, "/v1/alerts", "alerts", {"trigger": trigger}, limit, partial=partial)
     if as_json:
         click.echo(json.dumps(alerts, indent=2, ensure_ascii=False))
         return

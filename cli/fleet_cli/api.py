@@ -20,7 +20,6 @@ from fleet_cli import console
 
 TIMEOUT_S = 10.0
 ANSWER_BYTES_MAX = 64 * 2**20
-PAGE_MAX = 1000
 URL_DEFAULT = "http://127.0.0.1:8080"
 
 Json = dict[str, Any]
@@ -36,7 +35,7 @@ url_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 partial_option = click.option(
-    "--partial", is_flag=True, help="Show what this worker has, even if parts of the fleet are not served here."
+    "--partial", is_flag=True, help="Show what there is, even if parts of the fleet can't be asked; they are named."
 )
 
 
@@ -44,9 +43,63 @@ def twin_path(device_id: str) -> str:
     return "/v1/twins/" + urllib.parse.quote(device_id, safe="")
 
 
-def ask(url: str, path: str, parameters: Json | None = None, is_sent_on: bool = False) -> Json:
-    """GET as JSON. Ends the command when there is no good answer. A worker that says who else has it is asked in turn, if its address
-    is known; is_sent_on: that was done."""
+class RefusedError(Exception):
+    """A worker answered, and not with what was asked for. problem: its own words (RFC 9457), {} when it has none."""
+
+    def __init__(self, url: str, status: int, reason: str, problem: Json) -> None:
+        super().__init__(str(problem.get("detail") or reason))
+        self.url = url
+        self.status = status
+        self.reason = reason
+        self.problem = problem
+
+    @property
+    def owner(self) -> str | None:
+        """Where the worker that has it is, if it is elsewhere and that can be known here."""
+        return address_of(self.problem.get("owner")) if self.status == 503 else None
+
+    def tell(self) -> NoReturn:
+        """Ends the command with what was said, and the exit code that goes with it."""
+        if "detail" not in self.problem:
+            console.fail(f"{self.url} answers {self.status} {self.reason}: is it a Fleet Twin worker? Check --url.")
+        detail, remedy = str(self.problem["detail"]), str(self.problem.get("remedy") or "")
+        codes = {400: console.EXIT_USAGE, 404: console.EXIT_NOT_FOUND, 503: console.EXIT_NOT_READY}
+        console.fail(detail + (f"\n{remedy}" if remedy else ""), codes.get(self.status, console.EXIT_FAILED))
+
+
+class UnreachableError(Exception):
+    """Nobody answers there."""
+
+    def __init__(self, url: str, reason: object) -> None:
+        super().__init__(f"no worker answers at {url} ({reason})")
+        self.url = url
+        self.reason = reason
+
+    def tell(self) -> NoReturn:
+        console.fail(
+            f"No worker answers at {self.url} ({self.reason}).\n"
+            "Is it running? Start one with `fleet-twin demo` or `fleet-twin worker`, or give its address with --url or "
+            "FLEET_TWIN_URL.",
+            console.EXIT_NOT_READY,
+        )
+
+
+def ask(url: str, path: str, parameters: Json | None = None) -> Json:
+    """GET as JSON. Ends the command when there is no good answer. A worker that says who else has it is believed once, if that one's
+    address is known."""
+    try:
+        try:
+            return get(url, path, parameters)
+        except RefusedError as refused:
+            if refused.owner is None:
+                raise
+            return get(refused.owner, path, parameters)
+    except (RefusedError, UnreachableError) as error:
+        error.tell()
+
+
+def get(url: str, path: str, parameters: Json | None = None) -> Json:
+    """GET as JSON from this worker and no other. Raises RefusedError, UnreachableError; ends the command when it is no worker at all."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise click.BadParameter(f"{url!r} is no http:// or https:// address", param_hint="--url")
     query = urllib.parse.urlencode(
@@ -61,19 +114,9 @@ def ask(url: str, path: str, parameters: Json | None = None, is_sent_on: bool = 
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
             body = answer.read(ANSWER_BYTES_MAX)
     except urllib.error.HTTPError as error:
-        problem = _problem(error)
-        owner = None if is_sent_on or error.code != 503 else _address_of(problem.get("owner"))
-        if owner is not None:
-            return ask(owner, path, parameters, is_sent_on=True)
-        _refused(url, error, problem)
+        raise RefusedError(url, error.code, error.reason, _problem(error)) from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        console.fail(
-            f"No worker answers at {url} ({reason}).\n"
-            "Is it running? Start one with `fleet-twin demo` or `fleet-twin worker`, or give its address with --url or "
-            "FLEET_TWIN_URL.",
-            console.EXIT_NOT_READY,
-        )
+        raise UnreachableError(url, getattr(error, "reason", error)) from error
     try:
         told = json.loads(body)
     except ValueError:
@@ -92,7 +135,7 @@ def _problem(error: urllib.error.HTTPError) -> Json:
     return problem if isinstance(problem, dict) else {}
 
 
-def _address_of(worker: object) -> str | None:
+def address_of(worker: object) -> str | None:
     """Where the worker's API is, by the control folder of FLEET_TWIN_CONTROL or of the running demo; None when that isn't known."""
     if not isinstance(worker, str):
         return None
@@ -107,31 +150,3 @@ def _address_of(worker: object) -> str | None:
     except errors.FleetTwinError:
         return None
     return beat.address if beat is not None else None
-
-
-def _refused(url: str, error: urllib.error.HTTPError, problem: Json) -> NoReturn:
-    """Says why, and picks the exit code."""
-    if "detail" not in problem:
-        console.fail(f"{url} answers {error.code} {error.reason}: is it a Fleet Twin worker? Check --url.")
-    detail, remedy = str(problem["detail"]), str(problem.get("remedy") or "")
-    message = detail + (f"\n{remedy}" if remedy else "")
-    if error.code == 404:
-        console.fail(message, console.EXIT_NOT_FOUND)
-    if error.code == 503:
-        console.fail(message, console.EXIT_NOT_READY)
-    console.fail(message, console.EXIT_USAGE if error.code == 400 else console.EXIT_FAILED)
-
-
-def pages(url: str, path: str, name: str, parameters: Json, limit: int) -> list[Json]:
-    """Up to `limit` entries of a paged list, asking for as many pages as it takes."""
-    found: list[Json] = []
-    cursor: str | None = None
-    while len(found) < limit:
-        answer = ask(url, path, {**parameters, "limit": min(PAGE_MAX, limit - len(found)), "cursor": cursor})
-        found += answer[name]
-        if answer.get("missing") and cursor is None:
-            click.echo(f"{len(answer['missing'])} ranges of the fleet are not served here and left out.", err=True)
-        cursor = answer.get("next")
-        if cursor is None:
-            break
-    return found[:limit]

@@ -1,4 +1,4 @@
-"""`fleet-twin twin get` and `twin list`: what a worker knows of devices."""
+"""`fleet-twin twin get` and `twin list`: what the fleet's workers know of devices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import click
 
-from fleet_cli import api, console, show
+from fleet_cli import api, console, gathering, show
 
 LIMIT_DEFAULT, LIMIT_MAX = 20, 1_000_000
 _METRICS = (("temperature_c", "temperature", " °C"), ("battery_pct", "battery", " %"), ("cpu_load", "cpu load", ""))
@@ -68,7 +68,7 @@ def list_twins(
     url: str,
     as_json: bool,
 ) -> None:
-    """List twins, in the order of their hash keys; all filters given must match.
+    """List twins of the whole fleet, in the order of their hash keys; all filters given must match.
 
     \b
     Examples:
@@ -84,9 +84,8 @@ def list_twins(
         "prefix": prefix,
         "firmware": firmware,
         "profile": profile,
-        "partial": True if partial else None,
     }
-    twins = api.pages(url, "/v1/twins", "twins", filters, limit)
+    twins = gathering.pages(url, "/v1/twins", "twins", filters, limit, partial=partial)
     if as_json:
         click.echo(json.dumps(twins, indent=2, ensure_ascii=False))
         return

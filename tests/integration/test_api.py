@@ -371,6 +371,29 @@ class TestTwins:
                 entry["hash_key_range"]["start"] for entry in (await ask(client, "/v1/alerts?partial=true"))["missing"]
             ] == ["0"]
 
+    async def test_a_list_ends_before_a_hole_and_tells_how_to_go_on(self) -> None:
+        worker = two_halves()
+        feed(worker, *(Reading(f"truck-{k}") for k in range(30)))
+        gone = worker.mine.pop(1)
+        worker.others = [
+            directory.Elsewhere("shard-2", hashing.HashKeyRange(HALF, 2**128 - 1001), "trucks-1", 9, "Running"),
+            directory.Elsewhere("shard-3", hashing.HashKeyRange(2**128 - 1000, 2**128 - 1), "trucks-2", 1, "Running"),
+        ]
+        async with asking(worker) as client:
+            page = await ask(client, "/v1/twins?limit=1000")
+            assert len(page["twins"]) == 30 - len(gone.engine.table)
+            refusal = await ask(client, f"/v1/twins?cursor={page['next']}", 503)
+            assert refusal["cursor"] == page["next"]
+            assert (refusal["shard_id"], refusal["owner"], refusal["epoch"]) == ("shard-2", "trucks-1", 9)
+            assert refusal["hash_key_range"] == {"start": str(HALF), "end": str(2**128 - 1001)}
+            # With nothing to tell before the hole, no page: an empty one could be taken for all there is.
+            assert (await ask(client, "/v1/alerts", 503))["cursor"] == page["next"]
+            behind = await ask(client, f"/v1/twins?cursor={refusal['next']}", 503)
+            assert (behind["shard_id"], behind["owner"], behind["next"]) == ("shard-3", "trucks-2", None)
+            partial = await ask(client, "/v1/twins?limit=1000&partial=true")
+            assert partial["twins"] == page["twins"]
+            assert [owner["worker"] for owner in partial["missing"][0]["owners"]] == ["trucks-1", "trucks-2"]
+
     @pytest.mark.parametrize("limit", [3, 1000])
     async def test_the_table_and_the_store_make_one_list(self, tmp_path: Path, limit: int) -> None:
         profile = rules.Profile("new", rules.Match(firmware="2.0"), rules.Rules(rules.TemperatureRule(threshold=25.0)))

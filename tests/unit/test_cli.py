@@ -265,8 +265,7 @@ class Worker(http.server.BaseHTTPRequestHandler):
                 self.answer(503, {"detail": "partition shard-1 is Running at worker-1", "owner": "worker-1"})
             case "/v1/twins":
                 page = [twin("sensor-7")] if first else [SILENT]
-                answer = {"twins": page, "next": "more" if first else None}
-                self.answer(200, answer | ({"missing": [{}]} if "partial" in query else {}))
+                self.answer(200, {"twins": page, "next": "more" if first else None})
             case "/v1/alerts":
                 self.answer(200, {"alerts": [{"device_id": "sensor-7", "last_seen_ms": 1, **ALERT}], "next": None})
             case "/v1/status":
@@ -386,11 +385,6 @@ def test_lists_follow_the_pages_up_to_the_limit(worker_url: str) -> None:
     assert Worker.asked[1].endswith("limit=19&cursor=more")
     one = run("twin", "list", "--limit", "1", "--json", "--url", worker_url)
     assert [entry["device_id"] for entry in json.loads(one.stdout)] == ["sensor-7"]
-
-
-def test_a_partial_list_says_that_it_is(worker_url: str) -> None:
-    result = run("twin", "list", "--partial", "--limit", "1", "--url", worker_url)
-    assert "1 ranges of the fleet are not served here" in result.stderr
 
 
 def test_alerts_and_status_are_shown(worker_url: str) -> None:

@@ -146,6 +146,15 @@ def serving_partition(worker: WorkerView, hash_key: int) -> PartitionView | None
     return None
 
 
+def same_owners_until(worker: WorkerView, hash_key: int) -> int:
+    """The last hash key, from this one on, before which no known partition begins or ends."""
+    known = [entry.identity.hash_key_range for entry in worker.partitions()]
+    known += [entry.hash_key_range for entry in worker.elsewhere()]
+    borders = [entry.start - 1 for entry in known if entry.start > hash_key]
+    borders += [entry.end for entry in known if entry.end >= hash_key]
+    return min(borders, default=hashing.HASH_KEY_MAX)
+
+
 def owners(worker: WorkerView, key_range: hashing.HashKeyRange) -> list[Owner]:
     """Who has the range instead, those that still hold it first; one Owner with nothing in it when nobody is known."""
     known = [

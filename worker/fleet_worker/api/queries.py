@@ -1,7 +1,7 @@
 """The questions that the API answers, each as a JSON-able dict. HTTP is `app`'s business, walking through twins `walk`'s.
 
-A list that meets a hash range nobody serves here is refused, unless the caller said `partial`; then it names what is missing.
-So no answer is ever silently empty.
+A list ends before a hash range that nobody serves here, and a page with nothing before it is refused with the owner's name, unless the
+caller said `partial`; then it names what is missing. So no answer is ever silently empty.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def twin(worker: directory.WorkerView, device_id: str) -> Json:
 async def twins(worker: directory.WorkerView, wanted: filters.Wanted, paging: parameters.Paging) -> Json:
     """A page of twins, the same objects as `twin` gives."""
     check_profile(worker, wanted.profile)
-    page = await walk.page(worker, wanted, paging.after, paging.limit)
+    page = await walk.page(worker, wanted, paging.after, paging.limit, across_holes=paging.partial)
     refuse_holes(page, paging)
     shown: list[Json] = []
     for stretch in page.stretches:
@@ -76,7 +76,8 @@ async def twins(worker: directory.WorkerView, wanted: filters.Wanted, paging: pa
 
 async def alerts(worker: directory.WorkerView, flags: int, paging: parameters.Paging) -> Json:
     """Open alerts of at most `limit` devices. flags: the open flags meant."""
-    page = await walk.page(worker, filters.Wanted(any_of=(flags,)), paging.after, paging.limit)
+    wanted = filters.Wanted(any_of=(flags,))
+    page = await walk.page(worker, wanted, paging.after, paging.limit, across_holes=paging.partial)
     refuse_holes(page, paging)
     shown: list[Json] = []
     for stretch in page.stretches:
@@ -165,9 +166,18 @@ def check_profile(worker: directory.WorkerView, name: str | None) -> None:
 
 
 def refuse_holes(page: walk.Page, paging: parameters.Paging) -> None:
+    """Whoever asks may go on at the owner with `cursor`, or behind the hole with `next`."""
     if page.holes and not paging.partial:
-        problem = problems.not_served(page.holes[0].owners[0], "the whole list")
-        problem.body["remedy"] += "; or add partial=true for what is here, with `missing` naming the rest"
+        hole = page.holes[0]
+        problem = problems.not_served(hole.owners[0], "this part of the list")
+        problem.body["remedy"] = (
+            "ask the owner with this cursor, or ask again after Retry-After; or add partial=true for what is here, with `missing` "
+            "naming the rest"
+        )
+        start, end = hole.key_range.start, hole.key_range.end
+        problem.body["hash_key_range"] = _range(hole.key_range)
+        problem.body["cursor"] = parameters.cursor_text((start, ""))
+        problem.body["next"] = None if end == hashing.HASH_KEY_MAX else parameters.cursor_text((end + 1, ""))
         raise problem
 
 

@@ -76,8 +76,11 @@ def standpoint(partition: directory.PartitionView) -> views.Standpoint:
     )
 
 
-async def page(worker: directory.WorkerView, wanted: filters.Wanted, after: Key, limit: int) -> Page:
-    """At most `limit` twins after the key. Holes on the way are told; the caller decides whether they may be."""
+async def page(
+    worker: directory.WorkerView, wanted: filters.Wanted, after: Key, limit: int, *, across_holes: bool
+) -> Page:
+    """At most `limit` twins after the key. across_holes: ranges that nobody serves here are told and passed over; else the page ends
+    before the first one, and one with nothing before it is that hole alone, up to where its owner may change."""
     stretches: list[Stretch] = []
     left_out: list[Hole] = []
     room, windows = limit, WINDOWS_MAX
@@ -86,6 +89,11 @@ async def page(worker: directory.WorkerView, wanted: filters.Wanted, after: Key,
             return Page(stretches, after, left_out)
         running = [entry for entry in directory.serving(worker) if entry.identity.hash_key_range.end >= after[0]]
         start = running[0].identity.hash_key_range.start if running else hashing.HASH_KEY_MAX + 1
+        if start > after[0] and not across_holes:
+            if stretches:
+                return Page(stretches, after, [])
+            stretch_end = min(start - 1, directory.same_owners_until(worker, after[0]))
+            return Page([], None, [_hole(worker, after[0], stretch_end)])
         if start > after[0]:
             left_out.append(_hole(worker, after[0], start - 1))
             after = (start, "")
