@@ -56,8 +56,9 @@ _METADATA = [
 """Kubernetes' own, which a fleet read back from the API server carries."""
 
 FLEET_NAME = sections.form(
-    r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?",
-    "a DNS label of at most 52 lower-case letters, digits and hyphens (pods and volumes are named after it)",
+    r"[a-z](?:[-a-z0-9]*[a-z0-9])?",
+    "a DNS label of at most 52 lower-case letters, digits and hyphens that begins with a letter (pods, volumes and "
+    "Services are named after it)",
     52,
 )
 _EXACT = sections.form(r".*", "", 253)

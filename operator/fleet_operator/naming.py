@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from fleet_model import parse, sections, spec
+from fleet_model import parse
 
 Manifest: TypeAlias = dict[str, Any]
 """An object of Kubernetes as plain data."""
@@ -39,7 +39,6 @@ SHARD = f"{GROUP}/shard"
 
 HASH_DIGITS = 16
 
-_SERVICE_NAME = re.compile(r"[a-z].*")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
@@ -50,13 +49,6 @@ class Owner:
     name: str
     uid: str
     generation: int = 1
-
-
-def mistakes(fleet: spec.FleetSpec) -> tuple[sections.Mistake, ...]:
-    """What a fleet's name may be elsewhere and not here."""
-    if _SERVICE_NAME.fullmatch(fleet.name):
-        return ()
-    return (sections.Mistake("metadata.name", f'must begin with a letter, as Services do, not "{fleet.name}"'),)
 
 
 def workers_service(fleet: str) -> str:

@@ -27,15 +27,13 @@ class Reading:
 def read(document: Mapping[str, Any]) -> Reading:
     """A mistake in the rules must not keep partitions from being taken over."""
     try:
-        fleet = parse.parse(document)
+        return Reading(parse.parse(document), True)
     except sections.InvalidFleetError as error:
         rest = {key: value for key, value in (document.get("spec") or {}).items() if key not in ("rules", "profiles")}
         try:
             return Reading(parse.parse({**document, "spec": rest}), False, error.mistakes)
         except sections.InvalidFleetError:
             return Reading(None, False, error.mistakes)
-    mistakes = naming.mistakes(fleet)
-    return Reading(None if mistakes else fleet, not mistakes, mistakes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -410,12 +410,6 @@ def test_a_pod_of_another_fleet_is_not_ours() -> None:
         assert naming.ordinal("a", pod_name) is None
 
 
-def test_a_fleet_whose_services_could_not_be_named_is_told() -> None:
-    assert naming.mistakes(fleet()) == ()
-    (mistake,) = naming.mistakes(dataclasses.replace(fleet(), name="1st"))
-    assert mistake.path == "metadata.name"
-
-
 def test_an_object_of_somebody_else_is_recognised() -> None:
     ours = built(fleet())["StatefulSet/trucks"]
     assert not naming.is_anothers(ours, OWNER)

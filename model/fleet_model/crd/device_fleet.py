@@ -81,7 +81,8 @@ PREFIX_RULE = schema.Rule(
     "FieldValueForbidden",
 )
 NAME_RULE = schema.Rule(
-    f"size(self.metadata.name) <= {parse.FLEET_NAME.longest} && !self.metadata.name.contains('.')",
+    f"size(self.metadata.name) <= {parse.FLEET_NAME.longest} && !self.metadata.name.contains('.')"
+    " && self.metadata.name.matches('^[a-z]')",
     f"metadata.name must be {parse.FLEET_NAME.remedy}",
 )
 
