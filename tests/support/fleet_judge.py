@@ -113,6 +113,14 @@ class FleetJudge:
         verdict.took_s = time.monotonic() - began
         return verdict
 
+    async def manifests(self) -> dict[str, manifest.Manifest | None]:
+        """Of every shard that the stream lists, as they are now."""
+        found = {}
+        for shard in await self._fleet.kinesis.shards(self._fleet.telemetry):
+            read = await self._manifests.read(shard.shard_id)
+            found[shard.shard_id] = None if read is None else read[0]
+        return found
+
     # Until everything is in checkpoints
 
     async def _all_is_checkpointed(self) -> dict[str, manifest.Manifest]:

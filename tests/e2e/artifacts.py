@@ -1,0 +1,70 @@
+"""What is left for whoever looks into a failed scenario: objects, events, logs and metrics, in one folder per scenario.
+
+Gathering never hides the failure: what can't be had is noted in the folder instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import aiohttp
+
+from tests.e2e import scene as scenes
+
+FOLDER = Path(os.environ.get("FLEET_TWIN_E2E_ARTIFACTS", Path(__file__).parent / "artifacts"))
+KINDS = (
+    "devicefleets,twinpartitions,statefulsets,pods,persistentvolumeclaims,services,controllerrevisions,poddisruptionbudgets,"
+    "roles,rolebindings,serviceaccounts"
+)
+METRICS_S_MAX = 5
+
+
+async def gather(scene: scenes.Scene, test: str) -> Path:
+    """Where it is."""
+    folder = FOLDER / re.sub(r"[^A-Za-z0-9_.-]+", "-", test)
+    await _printed(scene, folder / "objects.yaml", "get", KINDS, "-o=yaml")
+    await _printed(scene, folder / "objects.txt", "get", KINDS, "-o=wide")
+    await _printed(scene, folder / "events.txt", "get", "events", "--sort-by=.lastTimestamp", "-o=wide")
+    await _pods(scene, folder)
+    scene.stage.operator.gather(folder)
+    await scene.stage.cluster.gather(folder)
+    return folder
+
+
+async def _pods(scene: scenes.Scene, folder: Path) -> None:
+    try:
+        pods = await scene.pods()
+    except scenes.KubectlError as error:
+        _write(folder / "pods.missing", str(error))
+        return
+    for pod in pods:
+        name = pod["metadata"]["name"]
+        await _printed(scene, folder / f"{name}.log", "logs", name, "--all-containers", "--prefix")
+        await _printed(scene, folder / f"{name}.before.log", "logs", name, "--previous", "--all-containers")
+        address = (pod.get("status") or {}).get("podIP")
+        if address:
+            for path in ("metrics", "v1/status"):
+                await _asked(f"http://{address}:8080/{path}", folder / f"{name}.{path.replace('/', '.')}.txt")
+
+
+async def _printed(scene: scenes.Scene, file: Path, *words: str) -> None:
+    try:
+        _write(file, await scene.kubectl(*words, check=False))
+    except scenes.KubectlError as error:
+        _write(file.with_suffix(".missing"), str(error))
+
+
+async def _asked(url: str, file: Path) -> None:
+    timeout = aiohttp.ClientTimeout(total=METRICS_S_MAX)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+            _write(file, await answer.text())
+    except (aiohttp.ClientError, TimeoutError) as error:
+        _write(file.with_suffix(".missing"), f"{url}: {error!r}")
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")

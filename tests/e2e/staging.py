@@ -1,0 +1,45 @@
+"""Sets a stage up for a session: emulators where pods reach them, the bucket, the operator. Which cluster is somebody else's choice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiobotocore import session as aio_session
+
+from tests.e2e import operators, providers, scene
+from tests.support import aws_env, kinesis_local, versitygw
+
+
+@contextlib.contextmanager
+def with_processes(cluster: providers.Cluster, folder: Path) -> Iterator[scene.Stage]:
+    """The operator as a process beside the test. Needs aws_env.apply(). Raises node.NoNodeError, versitygw.NoGoError where emulators can't
+    be had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with kinesis_local.running() as kinesis_url, versitygw.running() as store_url:
+        asyncio.run(_make_bucket(store_url))
+        environment = {
+            "AWS_ENDPOINT_URL_KINESIS": kinesis_url,
+            "AWS_ENDPOINT_URL_S3": store_url,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        operator = operators.OperatorProcess(cluster.kubeconfig, folder / "operator.log", environment)
+        stage = scene.Stage(cluster, operator, kinesis_url, store_url, folder)
+        asyncio.run(_make_namespace(stage))
+        operator.start()
+        try:
+            yield stage
+        finally:
+            operator.stop()
+
+
+async def _make_bucket(store_url: str) -> None:
+    plain = aio_session.get_session().create_client("s3", region_name=aws_env.REGION, endpoint_url=store_url)
+    async with plain as client:
+        await client.create_bucket(Bucket=scene.BUCKET)
+
+
+async def _make_namespace(stage: scene.Stage) -> None:
+    await stage.kubectl("create", "namespace", operators.LEASE_NAMESPACE)

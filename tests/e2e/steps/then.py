@@ -1,0 +1,256 @@
+"""Then …: what must hold, looked at from outside until it does or its time is up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+
+from tests.e2e import scene as scenes
+from tests.reference import judge
+from tests.support import streams
+
+SETTLED_S_MAX = 180.0
+GONE_S_MAX = 120.0
+EDIT_S_MAX = 2.0
+"""From an edit to the first alert that is judged by it."""
+QUIET = ("Progressing", "Rebalancing", "Stalled")
+"""Conditions that are to be False when nothing is under way."""
+
+
+async def the_fleet_has_settled(scene: scenes.Scene, workers: int, seconds_max: float = SETTLED_S_MAX) -> float:
+    """Every partition of every open shard runs at one of so many ready workers, and the operator says that nothing is under way; the
+    seconds that it took."""
+
+    async def look() -> str:
+        return _why_unsettled(await scene.fleet(), workers) or _why_elsewhere(
+            await scene.partitions(), await scene.open_shards(), workers
+        )
+
+    return await scene.until(look, f"{scenes.NAME} settles with {workers} workers", seconds_max)
+
+
+def _why_unsettled(fleet: dict[str, Any], workers: int) -> str:
+    status = fleet.get("status") or {}
+    if status.get("observedGeneration") != fleet["metadata"]["generation"]:
+        return f"the operator has seen edit {status.get('observedGeneration')} of {fleet['metadata']['generation']}"
+    conditions = {entry["type"]: entry for entry in status.get("conditions") or ()}
+    wanted = {"Ready": "True", "RulesApplied": "True", **dict.fromkeys(QUIET, "False")}
+    for name, value in wanted.items():
+        entry = conditions.get(name) or {}
+        if entry.get("status") != value:
+            return f"{name} is {entry.get('status')}: {entry.get('reason')} {entry.get('message')}"
+    if status.get("replicas") != workers or status.get("readyReplicas") != workers:
+        return f"{status.get('readyReplicas')} of {status.get('replicas')} workers are ready"
+    return ""
+
+
+def _why_elsewhere(partitions: Sequence[dict[str, Any]], shards: Sequence[str], workers: int) -> str:
+    names = {f"{scenes.NAME}-{ordinal}" for ordinal in range(workers)}
+    by_shard = {entry["spec"]["shardId"]: entry for entry in partitions}
+    for shard_id in shards:
+        entry = by_shard.get(shard_id)
+        if entry is None:
+            return f"{shard_id} has no object"
+        told = entry.get("status") or {}
+        if told.get("phase") != "Running" or told.get("worker") not in names:
+            return f"{shard_id} is {told.get('phase')} at {told.get('worker')}: {told.get('message', '')}"
+    return ""
+
+
+async def twins_and_effects_equal_the_model(scene: scenes.Scene, what: str) -> None:
+    """The load is stopped for that, and goes on afterwards if it ran. what: it is judged after, for the report."""
+    was_running = scene.load.is_running
+    told = await scene.load.stop()
+    verdict = await scene.judge.judged()
+    scene.tell(f"{what}: {told}; {verdict}")
+    assert not verdict.problems, f"after {what}: {verdict}\n" + "\n".join(verdict.problems)
+    if was_running:
+        scene.load.start()
+
+
+async def alerts_come_by_the_new_rules(scene: scenes.Scene, edited_at: float, what: str) -> None:
+    """edited_at: when the edit was made, as when.the_fleet_is_patched tells it. Needs the load: busy devices alert all the time."""
+    before = max(entry.generation for entry in await scene.generations())
+    readers = [
+        streams.Reader(scene.kinesis, scene.alerts, shard.shard_id)
+        for shard in await scene.kinesis.shards(scene.alerts)
+    ]
+    effective_ms, found_ms = 0, 0
+
+    async def look() -> str:
+        nonlocal effective_ms, found_ms, before
+        newest = (await scene.generations())[-1]
+        if newest.effective_ms < edited_at * 1000:
+            return "the edit isn't stamped"
+        effective_ms, before = newest.effective_ms, newest.generation
+        for reader in readers:
+            for record in await reader.more():
+                if judge.effect_of_alert(record.data).generation >= before and not found_ms:
+                    found_ms = record.arrival_ms
+        return "" if found_ms else f"no alert of generation {before} yet"
+
+    await scene.until(look, f"alerts after {what}", 30.0)
+    in_force_s = effective_ms / 1000 - edited_at
+    scene.tell(
+        f"{what}: in force {in_force_s:.2f} s after kubectl began, first alert {found_ms / 1000 - edited_at:.2f} s"
+    )
+    assert in_force_s <= EDIT_S_MAX * scenes.PATIENCE, f"{what}: in force only {in_force_s:.1f} s after the edit"
+
+
+async def restarts(scene: scenes.Scene) -> dict[str, tuple[str, int]]:
+    """Of each worker: its pod's uid and how often its container was started again."""
+    found = {}
+    for pod in await scene.pods():
+        containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
+        found[pod["metadata"]["name"]] = (pod["metadata"]["uid"], containers[0].get("restartCount", 0))
+    return found
+
+
+async def no_worker_was_restarted(scene: scenes.Scene, before: dict[str, tuple[str, int]]) -> None:
+    now = await restarts(scene)
+    assert now == before, f"workers were restarted: {before} → {now}"
+
+
+async def the_worker_is_back(scene: scenes.Scene, ordinal: int, before_uid: str, seconds_max: float = 120.0) -> float:
+    """As another pod, which is ready."""
+
+    async def look() -> str:
+        for pod in await scene.pods():
+            if pod["metadata"]["name"] == f"{scenes.NAME}-{ordinal}" and pod["metadata"]["uid"] != before_uid:
+                conditions = {entry["type"]: entry["status"] for entry in pod["status"].get("conditions") or ()}
+                return "" if conditions.get("Ready") == "True" else "its new pod isn't ready"
+        return "it has no new pod"
+
+    return await scene.until(look, f"worker {ordinal} is back", seconds_max)
+
+
+async def nothing_runs_at(scene: scenes.Scene, worker: str, seconds_max: float = 90.0) -> float:
+    """Others have claimed what it had; the seconds that it took."""
+
+    async def look() -> str:
+        there = [
+            entry["spec"]["shardId"]
+            for entry in await scene.partitions()
+            if (entry.get("status") or {}).get("phase") != "Closed"
+            and ((entry.get("status") or {}).get("worker") == worker or entry["status"].get("phase") != "Running")
+        ]
+        return f"{', '.join(there)} aren't running elsewhere" if there else ""
+
+    return await scene.until(look, f"others take over from {worker}", seconds_max)
+
+
+async def the_fleet_is_gone(scene: scenes.Scene) -> float:
+    """With every object that was made for it; the seconds that it took."""
+
+    async def look() -> str:
+        for kind in ("devicefleets", "twinpartitions", "statefulsets", "pods"):
+            left = await scene.stage.objects(kind, scene.namespace)
+            if left:
+                return f"{kind}: {', '.join(entry['metadata']['name'] for entry in left)}"
+        return ""
+
+    return await scene.until(look, "the fleet is gone", GONE_S_MAX)
+
+
+async def every_partition_has_a_final_checkpoint(scene: scenes.Scene) -> None:
+    manifests = await scene.judge.manifests()
+    wrong = [shard_id for shard_id, found in manifests.items() if found is None or not found.final]
+    assert manifests, "there are no partitions"
+    assert not wrong, f"no final checkpoint of {', '.join(wrong)}"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def a_command_comes(scene: scenes.Scene, device_id: str, command: str, seconds_max: float = 30.0) -> None:
+    """Once, on the commands stream."""
+
+    async def look() -> str:
+        told = [judge.effect_of_command(record.data) for record in await scene.kinesis.read_all(scene.commands)]
+        found = [entry.command for entry in told if entry.device_id == device_id]
+        return "" if found == [command] else f"commands of {device_id}: {found}"
+
+    seconds = await scene.until(look, f"{command} for {device_id}", seconds_max)
+    scene.tell(f"{command} after {seconds:.1f} s")
+
+
+async def the_tables_read_well(scene: scenes.Scene) -> None:
+    """What `kubectl get` prints has the words that one looks for, and nothing that isn't filled in."""
+    told = await scene.kubectl("get", "devicefleet,twinpartitions")
+    scene.tell("kubectl get devicefleet,twinpartitions\n" + told)
+    for word in (
+        f"devicefleet.fleettwin.io/{scenes.NAME}",
+        "READY",
+        "TWINS",
+        "SHARD",
+        "PHASE",
+        "Running",
+        "AllPartitionsRunning",
+    ):
+        assert word in told, f"{word!r} isn't in\n{told}"
+    assert "<unset>" not in told, told
+    assert "<invalid>" not in told, told
+
+
+async def the_worker_is_back_or_others_have_taken_over(scene: scenes.Scene, ordinal: int, before_uid: str) -> None:
+    """As the cluster can: a claim on a lost node holds its pod there."""
+    name = f"{scenes.NAME}-{ordinal}"
+
+    async def look() -> str:
+        for pod in await scene.pods():
+            conditions = {entry["type"]: entry["status"] for entry in pod["status"].get("conditions") or ()}
+            is_new = pod["metadata"]["name"] == name and pod["metadata"]["uid"] != before_uid
+            if is_new and conditions.get("Ready") == "True":
+                return ""
+        running = [
+            (entry.get("status") or {}).get("phase") == "Running" and entry["status"]["worker"] != name
+            for entry in await scene.partitions()
+        ]
+        return "" if all(running) else f"{running.count(False)} partitions aren't running elsewhere"
+
+    await scene.until(look, f"{name} is back, or others have what it had", 120.0)
+
+
+async def the_zombie_is_fenced(scene: scenes.Scene, pod: dict[str, Any]) -> None:
+    """The pod as it was: its process still answers, and runs none of its partitions any more."""
+    url = f"http://{pod['status']['podIP']}:8080/v1/status"
+
+    async def look() -> str:
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+                session.get(url) as answer,
+            ):
+                told = await answer.json()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return f"the zombie doesn't answer: {error!r}"
+        running = [entry["shard_id"] for entry in told["partitions"] if entry["phase"] == "Running"]
+        return f"the zombie runs {running}" if running else ""
+
+    seconds = await scene.until(look, "the zombie is fenced", 60.0)
+    scene.tell(f"the zombie runs nothing any more after {seconds:.1f} s")
+
+
+async def claims_are_there(scene: scenes.Scene, count: int, seconds_max: float = 60.0) -> None:
+    async def look() -> str:
+        there = [
+            entry["metadata"]["name"] for entry in await scene.stage.objects("persistentvolumeclaims", scene.namespace)
+        ]
+        return "" if len(there) == count else f"claims: {there}"
+
+    await scene.until(look, f"{count} claims are there", seconds_max)
+
+
+async def every_worker_is_another(scene: scenes.Scene, before: dict[str, str], seconds_max: float = 300.0) -> float:
+    """As pods; the seconds that it took."""
+
+    async def look() -> str:
+        now = {name: uid for name, (uid, _) in (await restarts(scene)).items()}
+        same = [name for name, uid in before.items() if now.get(name, uid) == uid]
+        return f"{', '.join(same)} are still the same" if same else ""
+
+    return await scene.until(look, "every worker is made anew", seconds_max)
