@@ -13,3 +13,5 @@ compile pyproject.toml --output-file requirements.txt
 compile pyproject.toml --extra demo --group dev --output-file requirements-dev.txt
 # In an environment of its own: the AWS CLI pins another botocore than aiobotocore does.
 echo awscli | compile - --output-file requirements-awscli.txt
+# What the image's build takes besides: the build backend, and a pip for base images that have none.
+printf 'hatchling\npip\n' | compile - --constraint requirements-dev.txt --output-file requirements-build.txt

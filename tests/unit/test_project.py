@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 LINES_MAX = 400
-REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-awscli.txt")
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-build.txt", "requirements-awscli.txt")
 
 # Spelled in pieces, or this file would find itself.
 FOREIGN_ADDRESSES = [
