@@ -32,8 +32,9 @@ def installed() -> Path:
 
 
 @contextlib.contextmanager
-def running(shard_limit: int = 200) -> Iterator[str]:
-    """An empty emulator; its endpoint URL. Changes of streams are done at once instead of after half a second."""
+def running(shard_limit: int = 200, address: str = "127.0.0.1") -> Iterator[str]:
+    """An empty emulator; its endpoint URL, at this address of the machine. Changes of streams are done at once instead of after half a
+    second."""
     package = installed()
     program = node.find().node
     for attempt in range(1, STARTS_MAX + 1):
@@ -54,7 +55,7 @@ def running(shard_limit: int = 200) -> Iterator[str]:
                 if attempt == STARTS_MAX:
                     raise
                 continue
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://{address}:{port}"
             return
         finally:
             process.stop()

@@ -59,12 +59,12 @@ class ServerProcess:
         if self._process.poll() is not None:
             raise ServerFailedError(f"ended with {self._process.returncode}:\n{self.output()[-2000:]}")
 
-    def wait_until_it_answers(self, port: int, path: str = "/") -> None:
+    def wait_until_it_answers(self, port: int, path: str = "/", address: str = "127.0.0.1") -> None:
         """Any HTTP answer below 500 will do. Raises ServerFailedError."""
         deadline = time.monotonic() + START_S_MAX
         while time.monotonic() < deadline:
             self.check_alive()
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection = http.client.HTTPConnection(address, port, timeout=5)
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection.request("GET", path)
                 if connection.getresponse().status < 500:
@@ -74,7 +74,13 @@ class ServerProcess:
             time.sleep(0.05)  # a poll with a deadline: there is nothing to be told by
         raise ServerFailedError(f"no answer on port {port} within {START_S_MAX} s:\n{self.output()[-2000:]}")
 
+    def kill(self) -> None:
+        """As a machine's death: the process gets no chance to say good-bye. `stop` still cleans up."""
+        if self._process.poll() is None:
+            self._process.kill()
+
     def stop(self) -> None:
+        """Idempotent."""
         if self._process.poll() is None:
             self._process.terminate()
             try:

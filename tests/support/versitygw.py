@@ -61,8 +61,8 @@ def _has_attributes(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[str]:
-    """An empty gateway; its endpoint URL."""
+def running(address: str = "127.0.0.1") -> Iterator[str]:
+    """An empty gateway; its endpoint URL, at this address of the machine."""
     program = installed()
     with tempfile.TemporaryDirectory(prefix="fleet-twin-versitygw-") as name:
         root, sidecar = Path(name) / "root", Path(name) / "sidecar"
@@ -75,19 +75,19 @@ def running() -> Iterator[str]:
             process = server_process.ServerProcess(
                 [
                     *(str(program), "--access", "test", "--secret", "test", "--region", aws_env.REGION),
-                    *("--port", f"127.0.0.1:{port}", "--health", "/healthz", "--quiet"),
+                    *("--port", f"{address}:{port}", "--health", "/healthz", "--quiet"),
                     *("posix", *options, str(root)),
                 ],
                 aws_env.environment(),
             )
             try:
                 try:
-                    process.wait_until_it_answers(port, "/healthz")
+                    process.wait_until_it_answers(port, "/healthz", address)
                 except server_process.ServerFailedError:
                     if attempt == STARTS_MAX:
                         raise
                     continue
-                yield f"http://127.0.0.1:{port}"
+                yield f"http://{address}:{port}"
                 return
             finally:
                 process.stop()
