@@ -1,0 +1,36 @@
+"""Many fleets under one operator: settled in time, silent at rest, no larger after many edits.
+
+The full size, and half an hour of edits: `python -m tests.e2e.operator_scale`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import operator_scale
+from tests.support import api_server, aws_env, go_toolchain, node
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SETTLED_S_MAX = 60.0
+GROWTH_MAX = 0.10
+
+
+async def test_fifty_fleets_settle_rest_and_are_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aws_env.apply(monkeypatch)
+    asked = operator_scale.Asked(churn_s=60.0, edit_every_s=0.2)
+    try:
+        with api_server.running(api_server.Settings(programs=("kube-controller-manager",))) as server:
+            server.apply_crds()
+            told = await operator_scale.measured(asked, server, tmp_path)
+    except (go_toolchain.NoGoError, node.NoNodeError) as missing:
+        pytest.skip(f"the programs that this needs can't be had here: {missing}")
+    with capsys.disabled():
+        print(f"\n{told}, growth {told.growth:.1%}")
+    assert told.settled_s < SETTLED_S_MAX
+    assert told.writes_at_rest == 0
+    assert told.growth < GROWTH_MAX
