@@ -103,9 +103,14 @@ class _Follower:
 
 
 async def follow(
-    api: kinesis_api.KinesisApi, stream: str, take: Callable[[list[bytes]], None], poll_s: float = 1.0
+    api: kinesis_api.KinesisApi,
+    stream: str,
+    take: Callable[[list[bytes]], None],
+    poll_s: float = 1.0,
+    since_ms: int | None = None,
 ) -> None:
-    """Calls `take` with the records of each poll, from now on, of every shard, later ones too. Runs until cancelled.
+    """Calls `take` with the records of each poll, from since_ms on (None: from now on), of every shard, later ones too. Runs until
+    cancelled.
 
     A watcher: records of a poll in which another shard failed are not told again. Raises StreamGoneError when the
     stream isn't there, or when it gave nothing but failures for _FAILURES_IN_A_ROW_MAX polls.
@@ -120,7 +125,8 @@ async def follow(
         try:
             if loop.time() >= relist_at:
                 if relist_at == -math.inf:
-                    start = (await api.describe_stream(stream)).date_ms  # from now on, by Kinesis' own clock
+                    # Now is Kinesis' own.
+                    start = since_ms if since_ms is not None else (await api.describe_stream(stream)).date_ms
                 await follower.relist(start)
                 start, relist_at = None, loop.time() + _RELIST_S
             records = await follower.poll()

@@ -17,6 +17,7 @@ COMMANDS = {
     "alerts": ("alerts", "List the alerts that are open."),
     "status": ("status", "Show what a worker does: partitions, lag, rules."),
     "partitions": ("partitions", "Show who has which partition, when several workers share a fleet."),
+    "try": ("trying", "Push a hot device through a fleet and wait for its command."),
     "checkpoint": ("checkpoint", "Look into the bucket: list, show, verify and export checkpoints."),
     "bench": ("bench", "Measure the engine and the worker."),
 }
