@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sim sim-mutants e2e bench proto crds requirements clean
+.PHONY: help setup demo test lint sim sim-mutants e2e bench proto crds chart requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -55,6 +55,7 @@ lint: setup ## format, lint, types, import rules, generated code up to date
 	@$(VENV)/bin/lint-imports
 	@VENV=$(VENV) scripts/proto.sh --check
 	@$(VENV)/bin/python scripts/crds.py --check
+	@$(VENV)/bin/python scripts/chart.py --check
 
 bench: setup ## the benchmarks on this machine, about a quarter of an hour (docs/benchmarks.md) [BENCH_ARGS=--json]
 	@$(VENV)/bin/fleet-twin bench engine --devices 100000 --records 5000000 --cpu 0 $(BENCH_ARGS)
@@ -66,8 +67,11 @@ bench: setup ## the benchmarks on this machine, about a quarter of an hour (docs
 proto: setup ## proto/fleet_proto anew from proto/*.proto
 	@VENV=$(VENV) scripts/proto.sh
 
-crds: setup ## crds/*.yaml anew from model/fleet_model/crd
+crds: setup ## crds/*.yaml, and the chart's, anew from model/fleet_model/crd
 	@$(VENV)/bin/python scripts/crds.py
+
+chart: setup ## the chart's README and dashboard anew from values.yaml and scripts/chart_dashboard.py
+	@$(VENV)/bin/python scripts/chart.py
 
 requirements: setup ## the pinned requirements anew from pyproject.toml [UPGRADE=1 for the newest]
 	@VENV=$(VENV) UPGRADE=$(UPGRADE) scripts/requirements.sh
