@@ -39,10 +39,27 @@ class Terminal(logging.Formatter):
         return text + "\n" + self.formatException(record.exc_info) if record.exc_info else text
 
 
-def configure(level: str) -> None:
-    """level: debug, info, warning or error, for our own loggers; libraries tell warnings only."""
+class Json(logging.Formatter):
+    """One object a line, with the fields of KeyValue."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        fields = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "from": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def configure(level: str, form: str = "auto") -> None:
+    """level: debug, info, warning or error, for our own loggers; libraries tell warnings only. form: auto or json."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Terminal() if sys.stderr.isatty() else KeyValue())
+    plain = Terminal() if sys.stderr.isatty() else KeyValue()
+    handler.setFormatter(Json() if form == "json" else plain)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in ("fleet_worker", "fleet_cli", "fleet_model"):
+    for name in ("fleet_worker", "fleet_operator", "fleet_cli", "fleet_model"):
         logging.getLogger(name).setLevel(level.upper())

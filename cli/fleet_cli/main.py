@@ -12,6 +12,7 @@ from fleet_cli import console
 COMMANDS = {
     "demo": ("demo", "The whole system on this machine, with a live view. Start here."),
     "worker": ("worker", "Run a worker that owns every shard of a fleet's stream."),
+    "operator": ("operator", "Run the operator: makes fleets in Kubernetes what their DeviceFleet objects say."),
     "simulate": ("simulate", "Put a believable fleet's telemetry on a fleet's stream."),
     "twin": ("twin", "Look at twins: get one, list many."),
     "alerts": ("alerts", "List the alerts that are open."),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from fleet_model import parse
+from fleet_operator import drift
 
 Manifest: TypeAlias = dict[str, Any]
 """An object of Kubernetes as plain data."""
@@ -136,7 +137,9 @@ def sealed(manifest: Manifest) -> Manifest:
 
 
 def is_applied(wanted: Manifest, found: Mapping[str, Any] | None) -> bool:
+    """It was applied as it is wanted, and nobody has changed a field of it since."""
     if found is None:
         return False
     annotations = found.get("metadata", {}).get("annotations") or {}
-    return bool(annotations.get(APPLIED_HASH) == wanted["metadata"]["annotations"][APPLIED_HASH])
+    is_same = annotations.get(APPLIED_HASH) == wanted["metadata"]["annotations"][APPLIED_HASH]
+    return is_same and drift.owns_all(wanted, found, FIELD_MANAGER)

@@ -1,0 +1,205 @@
+"""Carries a plan out: action by action, in order, each only while the Lease is held.
+
+Nothing is decided here but what an error means for the rest of the plan:
+
+    nobody answers, we don't lead any more     → nothing more is done
+    it isn't what it was when it was read      → nothing more, but for partitions: each is a matter of its own
+    refused, an object of the fleet's own      → told in its conditions, the rest goes on: a quota mustn't keep partitions without an owner
+    refused, anything else                     → told, nothing more is done
+
+Whoever is killed between two actions leaves what the next look goes on from. Blocking; for threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from fleet_model import twin_partition_document
+from fleet_operator import actions, clock, errors, kinds, looking, naming
+from fleet_operator.cache import Cache, Found
+from fleet_operator.kinds import Kind
+
+WRITE_S = 5.0
+STAMP_S_MIN = 0.15
+"""With less time left, a write that stamps rules isn't begun: the look has become too old."""
+
+_OWN = (actions.Apply, actions.Delete, actions.GrowClaim)
+_EACH_ALONE = (actions.ChangePartition, actions.DeletePartition)
+
+
+class Api(Protocol):
+    """Of `adapters.kubernetes_api.KubernetesApi`."""
+
+    def create(self, kind: Kind, namespace: str, manifest: dict[str, Any]) -> dict[str, Any]: ...
+
+    def apply(self, kind: Kind, namespace: str, manifest: dict[str, Any]) -> dict[str, Any]: ...
+
+    def merge(self, kind: Kind, namespace: str, name: str, change: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def replace(
+        self, kind: Kind, namespace: str, manifest: dict[str, Any], subresource: str, within_s: float
+    ) -> dict[str, Any]: ...
+
+    def delete(self, kind: Kind, namespace: str, name: str, options: Mapping[str, Any]) -> None: ...
+
+
+class End(enum.StrEnum):
+    """How a plan ended, from well to bad."""
+
+    DONE = "done"
+    EXPIRED = "expired"
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+_GRAVITY = list(End)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """done: actions that were carried out. is_told: the status that the plan's events belong to stands. why: the first thing that went
+    wrong. refusals: to be told in the fleet's conditions."""
+
+    end: End = End.DONE
+    done: int = 0
+    is_told: bool = False
+    why: str = ""
+    refusals: tuple[str, ...] = ()
+
+
+class Acting:
+    """check: raises NotLeadingError."""
+
+    def __init__(self, api: Api, cache: Cache, check: Callable[[], None], now: clock.Clock) -> None:
+        self._api, self._cache, self._check, self._clock = api, cache, check, now
+
+    def carry_out(self, taken: looking.Taken, plan: actions.Plan) -> Result:
+        round_ = _Round(self._api, self._cache, taken, self._clock)
+        end, why, done = End.DONE, "", 0
+        refusals: list[str] = []
+        # Events belong to the status; without one to write they belong to the plan's end.
+        is_told = not any(isinstance(action, actions.WriteStatus | actions.RemoveFinalizer) for action in plan.actions)
+        for action in plan.actions:
+            try:
+                self._check()
+                round_.act(action)
+            except errors.OperatorError as error:
+                failed = _end_of(error)
+                end, why = max(end, failed, key=_GRAVITY.index), why or str(error)
+                if failed is End.REFUSED:
+                    refusals.append(str(error))
+                if not _goes_on(action, failed):
+                    break
+            else:
+                done += 1
+                is_told |= isinstance(action, actions.WriteStatus | actions.RemoveFinalizer)
+        return Result(end, done, is_told, why, tuple(refusals))
+
+
+def _end_of(error: errors.OperatorError) -> End:
+    if isinstance(error, errors.RefusedError):
+        return End.REFUSED
+    if isinstance(error, errors.ConflictError | errors.MissingError):
+        return End.CONFLICT
+    return End.EXPIRED if isinstance(error, errors.ExpiredError) else End.FAILED
+
+
+def _goes_on(action: actions.Action, end: End) -> bool:
+    if isinstance(action, _OWN):
+        return end is End.REFUSED
+    return isinstance(action, _EACH_ALONE) and end is End.CONFLICT
+
+
+class _Round:
+    """Of one plan. The fleet's own document changes on the way: the finalizer gives it another resourceVersion."""
+
+    def __init__(self, api: Api, cache: Cache, taken: looking.Taken, now: clock.Clock) -> None:
+        self._api, self._cache, self._clock = api, cache, now
+        self._look, self._fleet = taken.look, taken.document
+        self._namespace = taken.look.namespace
+
+    def act(self, action: actions.Action) -> None:
+        """Raises OperatorError."""
+        match action:
+            case actions.AddFinalizer():
+                self._set_finalizers([*self._finalizers(), naming.FINALIZER])
+            case actions.RemoveFinalizer():
+                self._set_finalizers([name for name in self._finalizers() if name != naming.FINALIZER])
+            case actions.WriteStatus(status):
+                self._write_status(status)
+            case actions.Apply(manifest):
+                kind = kinds.BY_NAME[manifest["kind"]]
+                self._cache.written(kind, self._api.apply(kind, self._namespace, self._of_this(manifest)))
+            case actions.Create(manifest):
+                kind = kinds.BY_NAME[manifest["kind"]]
+                self._cache.written(kind, self._api.create(kind, self._namespace, manifest))
+            case actions.GrowClaim(name, size):
+                growth: naming.Manifest = {"spec": {"resources": {"requests": {"storage": size}}}}
+                self._cache.written(kinds.CLAIM, self._api.merge(kinds.CLAIM, self._namespace, name, growth))
+            case actions.Delete(kind_name, name, uid, orphan):
+                policy = "Orphan" if orphan else "Background"
+                self._delete(kinds.BY_NAME[kind_name], name, {"uid": uid} if uid else {}, policy)
+            case actions.ChangePartition(entry):
+                change: naming.Manifest = {
+                    "metadata": {"resourceVersion": entry.resource_version},
+                    "spec": twin_partition_document.spec_document(entry.spec),
+                }
+                self._cache.written(
+                    kinds.PARTITION, self._api.merge(kinds.PARTITION, self._namespace, entry.name, change)
+                )
+            case actions.DeletePartition(entry):
+                self._delete(kinds.PARTITION, entry.name, {"resourceVersion": entry.resource_version})
+            case actions.RestartPod(name, uid):
+                self._restart(name, uid)
+
+    # ── the fleet itself ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _finalizers(self) -> list[str]:
+        return list(self._fleet["metadata"].get("finalizers") or ())
+
+    def _set_finalizers(self, names: list[str]) -> None:
+        version = self._fleet["metadata"]["resourceVersion"]
+        change = {"metadata": {"finalizers": names, "resourceVersion": version}}
+        self._keep(self._api.merge(kinds.FLEET, self._namespace, self._look.owner.name, change))
+
+    def _write_status(self, status: Mapping[str, Any]) -> None:
+        within_s = WRITE_S
+        if (status.get("rules") or {}).get("generation") != (self._look.status.get("rules") or {}).get("generation"):
+            # A generation's start is a promise that workers hear of it in time.
+            within_s = (self._look.now_ms + looking.PUBLISH_MS - self._clock.now_ms()) / 1_000
+            if within_s < STAMP_S_MIN:
+                raise errors.ExpiredError("the rules' new generation would be published too late; it is stamped anew")
+        document = {**self._fleet, "status": status}
+        self._keep(self._api.replace(kinds.FLEET, self._namespace, document, "status", within_s))
+
+    def _keep(self, answer: Found) -> None:
+        self._fleet = answer
+        self._cache.written(kinds.FLEET, answer)
+
+    # ── its objects ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _of_this(self, manifest: naming.Manifest) -> naming.Manifest:
+        """With the uid of what was looked at: another object of that name isn't written."""
+        found = self._look.children.get((manifest["kind"], manifest["metadata"]["name"]))
+        if found is None:
+            return manifest
+        return {**manifest, "metadata": {**manifest["metadata"], "uid": found["metadata"]["uid"]}}
+
+    def _delete(self, kind: Kind, name: str, preconditions: Mapping[str, str], policy: str = "Background") -> None:
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
+        if preconditions:
+            options["preconditions"] = preconditions
+        try:
+            self._api.delete(kind, self._namespace, name, options)
+        except errors.MissingError:
+            return  # it is what was wanted
+
+    def _restart(self, name: str, uid: str) -> None:
+        try:
+            self._delete(kinds.POD, name, {"uid": uid})
+        except errors.ConflictError:
+            return  # the one that was meant is gone

@@ -1,0 +1,78 @@
+"""The kinds of objects that the operator deals with: where each is in the API, and which of its objects are a fleet's.
+
+One table for watching, sweeping, reading and writing. It decides nothing and asks nobody.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from fleet_model import parse, twin_partition_document
+from fleet_operator import naming
+
+FleetKey: TypeAlias = tuple[str, str]
+"""A fleet: its namespace and its name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """selector: of labels, by which the API server picks what is a fleet's; "" = all. is_watched: its events wake a fleet."""
+
+    name: str
+    api_version: str
+    plural: str
+    selector: str = naming.FLEET
+    is_watched: bool = True
+
+    @property
+    def group(self) -> str:
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def version(self) -> str:
+        return self.api_version.rpartition("/")[2]
+
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """namespace None: of all namespaces."""
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.api_version}"
+        inside = f"/namespaces/{namespace}" if namespace is not None else ""
+        return root + inside + "".join(f"/{part}" for part in (self.plural, name, subresource) if part)
+
+
+FLEET = Kind(parse.KIND, parse.API_VERSION, "devicefleets", selector="")
+PARTITION = Kind(twin_partition_document.KIND, twin_partition_document.API_VERSION, "twinpartitions", selector="")
+POD = Kind("Pod", "v1", "pods")
+CLAIM = Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
+REVISION = Kind(
+    "ControllerRevision", "apps/v1", "controllerrevisions", f"{naming.FLEET},app.kubernetes.io/component=rules"
+)
+STATEFUL_SET = Kind("StatefulSet", "apps/v1", "statefulsets")
+SERVICE = Kind("Service", "v1", "services")
+ACCOUNT = Kind("ServiceAccount", "v1", "serviceaccounts")
+BUDGET = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+ROLE = Kind("Role", "rbac.authorization.k8s.io/v1", "roles")
+BINDING = Kind("RoleBinding", "rbac.authorization.k8s.io/v1", "rolebindings")
+
+CHILDREN = (ACCOUNT, ROLE, BINDING, SERVICE, BUDGET, STATEFUL_SET)
+"""Of which `resources.children` are."""
+WATCHED = (FLEET, PARTITION, POD, CLAIM, REVISION, *CHILDREN)
+
+LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases", selector="", is_watched=False)
+EVENT = Kind("Event", "v1", "events", selector="", is_watched=False)
+SECRET = Kind("Secret", "v1", "secrets", selector="", is_watched=False)
+
+BY_NAME: Mapping[str, Kind] = {kind.name: kind for kind in (*WATCHED, LEASE, EVENT, SECRET)}
+
+
+def fleet_of(kind: Kind, found: Mapping[str, Any]) -> FleetKey | None:
+    """None: it is nobody's."""
+    metadata = found["metadata"]
+    if kind is FLEET:
+        name = metadata["name"]
+    elif kind is PARTITION:
+        name = (found.get("spec") or {}).get("fleet")
+    else:
+        name = (metadata.get("labels") or {}).get(naming.FLEET)
+    return (metadata.get("namespace", ""), name) if name else None

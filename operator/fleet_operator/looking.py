@@ -1,0 +1,249 @@
+"""Fills `observed.Look` for one fleet: from the cache, from what is known of its stream, and from what its workers answered.
+
+It asks the API server only where the cache can't know: whether a name that is to be taken is somebody else's. What it finds may be a little
+old; every write is conditional or may be repeated, so that costs a round and nothing else. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fleet_model import generations, rules, sections, twin_partition, twin_partition_document
+from fleet_operator import (
+    clock,
+    errors,
+    history,
+    kinds,
+    naming,
+    observed,
+    pod_template,
+    probing,
+    stream_watch,
+    workers,
+)
+from fleet_operator.cache import Cache, Found
+from fleet_operator.kinds import FleetKey, Kind
+
+log = logging.getLogger(__name__)
+
+PUBLISH_MS = 700
+"""From the look to the moment when a new rules generation stands in the fleet's status, at most: `acting` holds the write to it. A
+generation starts this and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it."""
+REPLAY_MARGIN_MS = 600_000
+"""Rules are kept so much longer than the stream keeps records."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sources:
+    get: Callable[[Kind, str, str], Mapping[str, Any]]
+    """From the API server itself. Raises OperatorError."""
+    cache: Cache
+    streams: stream_watch.StreamWatch
+    probing: probing.Probing
+    clock: clock.Clock
+    defaults: pod_template.Defaults
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Taken:
+    """A look, the fleet's document that it was taken of, and what is known of its stream."""
+
+    look: observed.Look
+    document: Found
+    stream: stream_watch.Seen
+
+
+class Looking:
+    def __init__(self, sources: Sources) -> None:
+        self._from = sources
+        self._told: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self.watching_since_ms = 0
+        """Since when this operator looks at anything; set when it begins to act."""
+
+    def look(self, fleet: FleetKey, refusals: Sequence[str]) -> Taken | None:
+        """None: there is no such fleet. refusals: of the last round. Raises OperatorError."""
+        source = self._from
+        document = source.cache.get(kinds.FLEET, *fleet)
+        if document is None:
+            return None
+        now_ms = source.clock.now_ms()
+        metadata = document["metadata"]
+        owner = naming.Owner(metadata["name"], metadata["uid"], int(metadata.get("generation") or 1))
+        reading = _reading(json.dumps({**_read_by_users(document)}, sort_keys=True))
+        if reading.fleet is not None:
+            source.streams.follow(fleet, reading.fleet)
+        pods = self._pods(fleet)
+        partitions = self._partitions(fleet, owner)
+        stream = source.streams.seen(fleet)
+        look = observed.Look(
+            now_ms=now_ms,
+            namespace=fleet[0],
+            owner=owner,
+            reading=reading,
+            defaults=source.defaults,
+            has_finalizer=naming.FINALIZER in (metadata.get("finalizers") or ()),
+            deletion=_deletion(metadata),
+            status=document.get("status") or {},
+            children=self._children(fleet, () if metadata.get("deletionTimestamp") else _names(reading)),
+            claims=self._claims(fleet),
+            pods=pods,
+            signs=workers.Signs(
+                source.probing.answers(pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
+            ),
+            partitions=partitions,
+            shards=stream.shards,
+            rules=self._rules(fleet, owner, stream, now_ms),
+            refusals=refusals,
+            watching_since_ms=self.watching_since_ms,
+        )
+        return Taken(look, document, stream)
+
+    def forget(self, fleet: FleetKey) -> None:
+        for key in [key for key in self._told if key[:2] == fleet]:
+            del self._told[key]
+
+    # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _pods(self, fleet: FleetKey) -> list[workers.Pod]:
+        found = (
+            workers.pod(each, fleet[1], _time_ms(each["metadata"].get("creationTimestamp")))
+            for each in self._from.cache.of_fleet(kinds.POD, fleet)
+        )
+        return [pod for pod in found if pod is not None]
+
+    def _partitions(self, fleet: FleetKey, owner: naming.Owner) -> list[twin_partition.TwinPartition]:
+        made = []
+        for found in self._from.cache.of_fleet(kinds.PARTITION, fleet):
+            if _is_over(found, owner):
+                continue
+            try:
+                made.append(_partition(json.dumps(found, sort_keys=True)))
+            except sections.InvalidFleetError as error:
+                # Nothing that we wrote: the API server's schema is the parser's own. To pass it over would make another of its shard.
+                name = found["metadata"]["name"]
+                raise errors.RefusedError(
+                    f"TwinPartition {name} can't be read; delete it or mend it: {error}"
+                ) from error
+        return made
+
+    def _children(self, fleet: FleetKey, names: Sequence[tuple[Kind, str]]) -> dict[tuple[str, str], Found]:
+        """Ours by the cache. A name of ours that it doesn't know may be somebody else's, who doesn't label things as we do."""
+        children = {
+            (kind.name, found["metadata"]["name"]): found
+            for kind in kinds.CHILDREN
+            for found in self._from.cache.of_fleet(kind, fleet)
+        }
+        for kind, name in names:
+            if (kind.name, name) not in children:
+                try:
+                    children[kind.name, name] = self._from.get(kind, fleet[0], name)
+                except errors.MissingError:
+                    continue
+        return children
+
+    def _claims(self, fleet: FleetKey) -> list[observed.Claim]:
+        """Of workers; a claim that is on its way out grows no more."""
+        prefix = f"{pod_template.DATA_VOLUME}-"
+        return [
+            observed.Claim(found["metadata"]["name"], found["spec"]["resources"]["requests"]["storage"])
+            for found in self._from.cache.of_fleet(kinds.CLAIM, fleet)
+            if not found["metadata"].get("deletionTimestamp")
+            and found["metadata"]["name"].startswith(prefix)
+            and naming.ordinal(fleet[1], found["metadata"]["name"].removeprefix(prefix)) is not None
+        ]
+
+    def _told_ms(
+        self, fleet: FleetKey, partitions: Sequence[twin_partition.TwinPartition], now_ms: int
+    ) -> dict[str, int]:
+        """When a worker last wrote a status, by when we saw it change. What stood there when we began was written before."""
+        told: dict[str, int] = {}
+        for entry in partitions:
+            key, text = (*fleet, entry.name), repr(entry.status)
+            known = self._told.get(key)
+            if known is None or known[0] != text:
+                known = self._told[key] = (text, now_ms if known is not None else 0)
+            if entry.status.worker:
+                told[entry.status.worker] = max(known[1], told.get(entry.status.worker, 0))
+        return {worker: moment for worker, moment in told.items() if moment}
+
+    # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _rules(self, fleet: FleetKey, owner: naming.Owner, stream: stream_watch.Seen, now_ms: int) -> observed.Rules:
+        revisions: Mapping[str, rules.RulesGeneration] = {}
+        broken = ""
+        found = [each for each in self._from.cache.of_fleet(kinds.REVISION, fleet) if not _is_over(each, owner)]
+        try:
+            revisions = history.read_revisions(found)
+        except history.BrokenHistoryError as error:
+            broken = str(error)
+        if stream.now_ms is None:
+            return observed.Rules(revisions, None, 0, broken)
+        reached_ms = max(now_ms, stream.now_ms)
+        oldest_ms = min(now_ms, stream.now_ms) - stream.retention_ms - REPLAY_MARGIN_MS
+        return observed.Rules(revisions, reached_ms + PUBLISH_MS + generations.AHEAD_MS, oldest_ms, broken)
+
+
+@functools.lru_cache(maxsize=512)
+def _reading(document: str) -> observed.Reading:
+    """The same document comes at every look."""
+    return observed.read(json.loads(document))
+
+
+@functools.lru_cache(maxsize=8192)
+def _partition(document: str) -> twin_partition.TwinPartition:
+    """Raises InvalidFleetError."""
+    return twin_partition_document.parse_document(json.loads(document))
+
+
+def _read_by_users(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parser reads of a fleet; the rest changes with each status."""
+    metadata = document["metadata"]
+    return {
+        "apiVersion": document["apiVersion"],
+        "kind": document["kind"],
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+        "spec": document.get("spec") or {},
+    }
+
+
+def _names(reading: observed.Reading) -> list[tuple[Kind, str]]:
+    """Every name that the fleet takes."""
+    fleet = reading.fleet
+    if fleet is None:
+        return []
+    account = naming.worker_account(fleet.name)
+    return [
+        *(() if fleet.service_account_name else ((kinds.ACCOUNT, account),)),
+        (kinds.ROLE, account),
+        (kinds.BINDING, account),
+        (kinds.SERVICE, naming.workers_service(fleet.name)),
+        (kinds.SERVICE, naming.api_service(fleet.name)),
+        (kinds.BUDGET, fleet.name),
+        (kinds.STATEFUL_SET, fleet.name),
+    ]
+
+
+def _is_over(found: Found, owner: naming.Owner) -> bool:
+    """On its way out: deleted, or left by a fleet of the same name that is gone."""
+    metadata = found["metadata"]
+    controllers = [entry for entry in metadata.get("ownerReferences") or () if entry.get("controller")]
+    return bool(metadata.get("deletionTimestamp")) or any(entry.get("uid") != owner.uid for entry in controllers)
+
+
+def _deletion(metadata: Mapping[str, Any]) -> observed.Deletion | None:
+    if not metadata.get("deletionTimestamp"):
+        return None
+    annotations = metadata.get("annotations") or {}
+    return observed.Deletion(
+        since_ms=_time_ms(metadata["deletionTimestamp"]), at_once=annotations.get(naming.FORCE_DELETION) == "true"
+    )
+
+
+def _time_ms(text: str | None) -> int:
+    return int(datetime.datetime.fromisoformat(text).timestamp() * 1000) if text else 0
