@@ -37,7 +37,7 @@ REGEX_RULE = schema.Rule(
 
 
 def fleet_default() -> schema.Schema:
-    return schema.ruled(_rules("What holds for every device.") | {"default": {}}, HYSTERESIS_RULE)
+    return schema.ruled(schema.filled(_rules("What holds for every device.")), HYSTERESIS_RULE)
 
 
 def profiles() -> schema.Schema:

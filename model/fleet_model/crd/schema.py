@@ -106,7 +106,15 @@ def mapping(
     """is_filled: it is there even if nobody wrote it, so that its fields' defaults are, too."""
     schema: Schema = {"description": description, "type": "object", "properties": dict(properties)}
     needed = list(required)
-    return schema | ({"required": needed} if needed else {}) | ({"default": {}} if is_filled else {})
+    return (filled(schema) if is_filled else schema) | ({"required": needed} if needed else {})
+
+
+def filled(schema: Schema) -> Schema:
+    """A mapping with its fields' defaults as its own. Written out: the API server judges a default by the rules as it stands, without the
+    defaults of its fields."""
+    return schema | {
+        "default": {name: field["default"] for name, field in schema["properties"].items() if "default" in field}
+    }
 
 
 def array(description: str, items: Schema, items_max: int, default: list[Any] | None = None) -> Schema:
