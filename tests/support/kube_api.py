@@ -6,6 +6,7 @@ It knows nothing about where the server comes from, and hides nothing: a refusal
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import ssl
 import time
@@ -93,7 +94,8 @@ class KubeApi:
             names.append(document["metadata"]["name"])
             self.request("PATCH", f"{path}/{names[-1]}?fieldManager=tests&force=true", document, APPLY_PATCH)
         for name in names:
-            self.wait(lambda name=name: _is_established(self.request("GET", f"{path}/{name}")), f"{name} established")  # type: ignore[misc]
+            plural = name.partition(".")[0]
+            self.wait(functools.partial(self._is_served, f"{FLEETS}/{plural}?limit=1"), f"{plural} served")
 
     def service_account(
         self, namespace: str, name: str, rules: Sequence[dict[str, Any]] = (), cluster_wide: bool = False
@@ -137,6 +139,15 @@ class KubeApi:
         write_kubeconfig(file, self.url, self.ca_file, {"token": self.token}, namespace)
         return file
 
+    def _is_served(self, path: str) -> bool:
+        """A definition is established a little before its storage is there."""
+        try:
+            return "items" in self.request("GET", path)
+        except RefusedError as refused:
+            if refused.status not in (404, 429, 503):
+                raise
+            return False
+
     def _made(self, path: str, document: dict[str, Any]) -> None:
         """Idempotent: what is there already stays as it is."""
         try:
@@ -170,9 +181,3 @@ def _status(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {"message": body.decode(errors="replace")}
     return answer if isinstance(answer, dict) else {"message": str(answer)}
-
-
-def _is_established(definition: dict[str, Any]) -> bool:
-    conditions = definition.get("status", {}).get("conditions", [])
-    told = {condition["type"]: condition["status"] for condition in conditions}
-    return told.get("Established") == "True" and told.get("NamesAccepted") == "True"

@@ -21,8 +21,6 @@ PROFILE_HYSTERESIS_RULE = schema.Rule(
 UNIQUE_RULE = schema.Rule(
     "self.all(p, self.exists_one(q, q.name == p.name))",
     "each profile needs a name of its own",
-    "",
-    "FieldValueDuplicate",
 )
 MATCH_RULE = schema.Rule(
     "has(self.deviceIdPrefix) || has(self.deviceIdRegex) || has(self.firmware)",
