@@ -66,7 +66,7 @@ def _has_entry(owned: Mapping[str, Any], wanted: Any, found: Any) -> bool:
             continue
         keys = json.loads(key[2:])
         if all(wanted.get(name, value) == value for name, value in keys.items()):
-            return _has(inside, wanted, _entry(found, keys))
+            return not inside or _has(inside, wanted, _entry(found, keys))
     return False
 
 

@@ -22,6 +22,8 @@ BETWEEN_S = 0.2
 """Between the beginnings of two runs of a fleet."""
 FAILED_FIRST_S = 0.5
 FAILED_MAX_S = 60.0
+CLOCK_S = 0.001
+"""What is due within this, is due: timers aren't finer."""
 SPREAD = 0.1
 """Waits are shortened by a random part of up to this, so that fleets don't keep step."""
 
@@ -81,8 +83,10 @@ class Triggers:
             while True:
                 self._changed.clear()
                 wait_s = self._start_due()
+                # Not wait_for: in Python 3.11 a cancellation that comes with the event is lost in there.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._changed.wait()
         finally:
             if self._tasks:
                 await asyncio.shield(asyncio.gather(*self._tasks, return_exceptions=True))
@@ -94,7 +98,7 @@ class Triggers:
         for due_s, fleet in waiting:
             if len(self._tasks) >= AT_ONCE_MAX:
                 return None
-            if due_s > now_s:
+            if due_s > now_s + CLOCK_S:
                 return due_s - now_s
             entry = self._entries[fleet]
             entry.is_running, entry.is_woken, entry.is_edited, entry.began_s = True, False, False, now_s
