@@ -22,6 +22,8 @@ Name = tuple[str, str]
 """Of an object within its kind: namespace and name."""
 
 DELETED = "DELETED"
+LATE_S = 45.0
+"""An event that doesn't come within this, doesn't come."""
 
 
 def version_of(found: Found) -> int:
@@ -37,13 +39,13 @@ def name_of(found: Found) -> Name:
 
 @dataclasses.dataclass(slots=True)
 class _Shelf:
-    """Objects of one kind. seen: the newest version that came as an event. missed: what sweeps found newer than that. swept: the
-    version of the last sweep of a namespace (None: of all)."""
+    """Objects of one kind. seen: the newest version that came as an event. missed: what a sweep found newer than that, and when
+    it did. swept: the version of the last sweep of a namespace (None: of all)."""
 
     objects: dict[Name, Found] = dataclasses.field(default_factory=dict)
     by_fleet: dict[FleetKey, dict[Name, Found]] = dataclasses.field(default_factory=dict)
     seen: dict[Name, int] = dataclasses.field(default_factory=dict)
-    missed: dict[Name, int] = dataclasses.field(default_factory=dict)
+    missed: dict[Name, tuple[int, float]] = dataclasses.field(default_factory=dict)
     swept: dict[str | None, int] = dataclasses.field(default_factory=dict)
 
 
@@ -86,7 +88,7 @@ class Cache:
                 shelf.seen.pop(name, None)
             else:
                 shelf.seen[name] = max(version, shelf.seen.get(name, 0))
-            if shelf.missed.get(name, version + 1) <= version:
+            if shelf.missed.get(name, (version + 1, 0.0))[0] <= version:
                 del shelf.missed[name]
             woken = self._removed(kind, shelf, name, version) if event == DELETED else self._put(kind, shelf, found)
         self._tell(woken, kind)
@@ -96,9 +98,11 @@ class Cache:
         with self._lock:
             self._put(kind, self._shelves[kind.name], found)
 
-    def swept(self, kind: Kind, namespace: str | None, found: Iterable[Found], version: int) -> list[Name]:
-        """All objects of the kind in the namespace (None: in all) as of `version`. Returns those whose events should have come by now, and
-        didn't: found newer by the sweep before, too."""
+    def swept(
+        self, kind: Kind, namespace: str | None, found: Iterable[Found], version: int, now_s: float
+    ) -> list[Name]:
+        """All objects of the kind in the namespace (None: in all) as of `version`. now_s: monotonic. Returns those whose events should have
+        come by now, and didn't: an earlier sweep found them newer already, LATE_S ago."""
         listed = {name_of(each): each for each in found}
         woken: set[FleetKey] = set()
         with self._lock:
@@ -113,10 +117,10 @@ class Cache:
                 woken |= self._removed(kind, shelf, name, version)
             late = []
             for name, each in listed.items():
-                if shelf.missed.get(name, 0) > shelf.seen.get(name, 0):
-                    late.append(name)
                 if version_of(each) > shelf.seen.get(name, 0):
-                    shelf.missed.setdefault(name, version_of(each))
+                    _, since_s = shelf.missed.setdefault(name, (version_of(each), now_s))
+                    if now_s - since_s >= LATE_S:
+                        late.append(name)
                 woken |= self._put(kind, shelf, each, is_swept=True)
             in_scope = [name for name in shelf.missed if namespace in (None, name[0]) and name not in listed]
             for name in in_scope:

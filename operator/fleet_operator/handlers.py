@@ -31,6 +31,11 @@ from fleet_operator.cache import Cache
 
 log = logging.getLogger(__name__)
 
+# The signals are the main thread's, as they should be.
+logging.getLogger("kopf._core.reactor.running").addFilter(
+    lambda told: "OS signals are ignored" not in told.getMessage()
+)
+
 INACTIVE_S = 70.0
 """Bookmarks come each minute."""
 STREAM_S = 300
@@ -48,15 +53,17 @@ class Scope:
 
 
 class Watches:
-    """beat: called for each event of the Lease, from kopf's thread."""
+    """beat: called for each event of the Lease; again: when watching ended and is begun anew. From a thread of its own."""
 
-    def __init__(self, scope: Scope, cache: Cache, now: clock.Clock, beat: Callable[[], None]) -> None:
-        self._scope, self._cache, self._clock, self._beat = scope, cache, now, beat
+    def __init__(
+        self, scope: Scope, cache: Cache, now: clock.Clock, beat: Callable[[], None], again: Callable[[], None]
+    ) -> None:
+        self._scope, self._cache, self._clock = scope, cache, now
+        self._beat, self._again = beat, again
         self._thread = threading.Thread(target=self._work, name="watches", daemon=True)
         self._stop = threading.Event()
         self._loop_stop: Callable[[], None] = lambda: None
         self._random = random.Random()
-        self.restarts = 0
         self.running_since_s: float | None = None
 
     def start(self) -> None:
@@ -79,7 +86,7 @@ class Watches:
             self.running_since_s = None
             if self._stop.is_set():
                 return
-            self.restarts += 1
+            self._again()
             wait_s = AGAIN_FIRST_S if self._clock.monotonic() - began_s > 60 else min(AGAIN_MAX_S, wait_s * 2)
             self._stop.wait(wait_s * self._random.uniform(0.5, 1.0))
 

@@ -96,7 +96,11 @@ class _Operator:
         self._edits: dict[FleetKey, int] = {}
         self._triggers: triggers.Triggers | None = None
         self._watches = handlers.Watches(
-            handlers.Scope(options.namespaces, options.lease), self._cache, self._clock, self._beat
+            handlers.Scope(options.namespaces, options.lease),
+            self._cache,
+            self._clock,
+            self._beat_seen,
+            self.metrics.watch_restarts.inc,
         )
         self._sweeping = sweeping.Sweeping(self._api, self._cache, options.namespaces, self.metrics, self._clock)
         self._streams = stream_watch.StreamWatch(looks, self._credentials, self._clock, self._wake)
@@ -156,10 +160,12 @@ class _Operator:
                 raise errors.SettingsError(f"the operator's service account lacks a right: {error}") from error
 
     async def _hold_the_lease(self) -> None:
+        said = ""
         while True:
             wait_s = await self._in(self._lease_thread, self._lease.step)
-            if self._lease.trouble:
+            if self._lease.trouble and self._lease.trouble != said:
                 log.warning("the Lease: %s", self._lease.trouble)
+            said = self._lease.trouble
             await asyncio.sleep(wait_s)
 
     async def _sweep(self) -> None:
@@ -239,7 +245,7 @@ class _Operator:
         if self._triggers is not None:
             self._triggers.wake(fleet, is_edited=is_edited)
 
-    def _beat(self) -> None:
+    def _beat_seen(self) -> None:
         self._beat_s = self._clock.monotonic()
 
     async def _credentials(self, fleet: FleetKey, secret: str) -> streams.Credentials:

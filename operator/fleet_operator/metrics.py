@@ -72,7 +72,9 @@ class Metrics:
         self.watch_age = Gauge(
             name("watch_age_seconds"), "Since the last event of the Lease, which is renewed each few seconds.", **known
         )
-        self.watch_restarts = Counter(name("watch_restarts"), "Watches that ended and were begun anew.", **known)
+        self.watch_restarts = Counter(
+            name("watch_restarts"), "Times that all watches ended and were begun anew.", **known
+        )
         self.is_leader = Gauge(name("is_leader"), "1 while this operator holds the Lease and acts.", **known)
         self._reasons: dict[FleetKey, dict[str, str]] = {}
 

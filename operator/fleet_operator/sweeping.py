@@ -44,7 +44,7 @@ class Sweeping:
                 listed = self._api.list(kind, namespace)
                 # Lists leave these out of their items.
                 named = [{**found, "apiVersion": kind.api_version, "kind": kind.name} for found in listed.objects]
-                missed = self._cache.swept(kind, namespace, named, listed.version)
+                missed = self._cache.swept(kind, namespace, named, listed.version, began_s)
                 if missed:
                     late[kind.name] = late.get(kind.name, 0) + len(missed)
                     self._metrics.events_missed.labels(kind.name).inc(len(missed))

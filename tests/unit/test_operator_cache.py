@@ -26,13 +26,15 @@ def pod(version: int, name: str = "trucks-0", fleet: str = "trucks", **changes: 
 class Kept:
     def __init__(self) -> None:
         self.woken: list[FleetKey] = []
+        self.now_s = 0.0
         self.cache = cache.Cache(lambda fleet, kind: self.woken.append(fleet))
 
     def event(self, version: int, event: str | None = "MODIFIED", **changes: Any) -> None:
         self.cache.event(kinds.POD, event, pod(version, **changes))
 
     def sweep(self, version: int, *found: dict[str, Any]) -> list[tuple[str, str]]:
-        return self.cache.swept(kinds.POD, None, found, version)
+        self.now_s += 60
+        return self.cache.swept(kinds.POD, None, found, version, self.now_s)
 
     def versions(self, fleet: FleetKey = FLEET) -> list[int]:
         return [cache.version_of(found) for found in self.cache.of_fleet(kinds.POD, fleet)]
@@ -105,6 +107,14 @@ def test_what_two_sweeps_find_and_no_event_told_of_is_late() -> None:
     assert kept.sweep(30, pod(7)) == []
 
 
+def test_two_sweeps_right_after_each_other_prove_nothing() -> None:
+    kept = Kept()
+    kept.event(5)
+    assert kept.sweep(8, pod(7)) == []
+    kept.now_s -= 59
+    assert kept.sweep(8, pod(7)) == []
+
+
 def test_events_that_come_between_two_sweeps_are_in_time() -> None:
     kept = Kept()
     kept.event(5)
@@ -124,7 +134,7 @@ def test_own_writes_prove_nothing_about_events() -> None:
 def test_a_sweep_of_a_namespace_leaves_the_others_alone() -> None:
     kept = Kept()
     kept.event(5)
-    kept.cache.swept(kinds.POD, "harbour", [], 9)
+    kept.cache.swept(kinds.POD, "harbour", [], 9, 60)
     assert kept.versions() == [5]
 
 

@@ -135,7 +135,7 @@ class KubernetesApi:
             request = self._client.param_serialize(method, url, header_params=headers, auth_settings=["BearerToken"])
             answer = self._client.call_api(
                 *request[:3],
-                body=json.dumps(body) if body is not None else None,
+                body=body,  # the client writes it as JSON, which apply's YAML is, too
                 _request_timeout=timeout_s,
             )
             text: bytes = answer.read()  # type: ignore[no-untyped-call]
