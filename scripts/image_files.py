@@ -13,6 +13,7 @@ import importlib.util
 import os
 import py_compile
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -41,11 +42,11 @@ NEVER_LOADED = [
     "pyarrow/**/*.pxd",
     "pyarrow/**/*.pxi",
     "pyarrow/libarrow_flight.so.*",
-    "pyarrow/libarrow_python_flight.so*",
     "pyarrow/_flight.*",
     "pyarrow/libarrow_s3.so.*",
     "pyarrow/_s3fs.*",
     "pyarrow/_pyarrow_cpp_tests.*",
+    "pyarrow/libarrow_python_flight*",
     "pyarrow/libarrow_python.so",
     "pyarrow/libarrow_python.so.*.*",
     "pyarrow/libarrow_python_parquet_encryption.so",
@@ -59,12 +60,33 @@ NEVER_LOADED = [
     "uvloop/**/*.pyx",
     "uvloop/**/*.pxd",
     "lmdb/tests",
+    "numpy/distutils",
+    "numpy/**/*.pyi",
     "aiohttp/**/*.pyx",
     "aiohttp/**/*.pxd",
+    "kubernetes/aio",
+    "kubernetes/client/api/*_api.py",
+    "pygments/lexers/*.py",
 ]
 
+# What the patterns above would take too much of.
+LOADED = {
+    "kubernetes/client/api/custom_objects_api.py",
+    *(f"pygments/lexers/{name}.py" for name in ("__init__", "_mapping", "python", "special")),
+}
+
 # Of Python's own library, what a service never imports.
-STDLIB_WITHOUT = {"test", "tests", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "site-packages", "dist-packages"}
+STDLIB_WITHOUT = {
+    "test",
+    "tests",
+    "idlelib",
+    "tkinter",
+    "turtledemo",
+    "lib2to3",
+    "ensurepip",
+    "site-packages",
+    "dist-packages",
+}
 
 
 def pip_command() -> list[str]:
@@ -105,11 +127,35 @@ def strip(folder: Path) -> None:
             path = folder / found
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.exists():
+            elif path.exists() and found not in LOADED:
                 path.unlink()
     for service in (folder / "botocore" / "data").iterdir():
         if service.is_dir() and service.name not in SERVICES:
             shutil.rmtree(service)
+
+
+def cut_symbols(folder: Path) -> None:
+    """Off shared libraries, what lies behind the last byte that is ever loaded: symbol tables and debug information, tens of megabytes
+    in some wheels. That is all that a loader reads; who wants to debug one takes the wheel's own file."""
+    for path in sorted(folder.rglob("*.so*")):
+        with path.open("r+b") as file:
+            head = file.read(64)
+            if head[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+                continue
+            table, sections = struct.unpack_from("<QQ", head, 32)
+            entry_size, entries = struct.unpack_from("<HH", head, 54)
+            end = table + entry_size * entries
+            for number in range(entries):
+                file.seek(table + entry_size * number)
+                _, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", file.read(entry_size))
+                end = max(end, offset + size)
+            if sections < end:  # something that is loaded lies behind the table of sections: left as it is
+                continue
+            file.seek(40)
+            file.write(bytes(8))  # where the table of sections is
+            file.seek(58)
+            file.write(struct.pack("<HHH", 64, 0, 0))  # how large, how many, and which of them names the others
+            file.truncate(end)
 
 
 def compile_files(root: Path, folder: Path, mode: py_compile.PycInvalidationMode) -> None:
@@ -141,6 +187,7 @@ def compile_standard_library() -> None:
 def packages() -> None:
     install_pinned(HOME, "requirements.txt")
     strip(site_packages(HOME))
+    cut_symbols(site_packages(HOME))
     compile_files(Path("/"), HOME, py_compile.PycInvalidationMode.UNCHECKED_HASH)
     shutil.copytree(HOME, IMAGE / HOME.relative_to("/"), symlinks=True)
     compile_standard_library()

@@ -12,8 +12,12 @@ from tests.e2e.images import making
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.e2e.images", description="Makes the images of the cluster tests.")
-    parser.add_argument("--cache", type=Path, default=images.cache_folder(), help="where they are kept (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.e2e.images", description="Makes the images of the cluster tests."
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=images.cache_folder(), help="where they are kept (default: %(default)s)"
+    )
     try:
         made = images.build_all(parser.parse_args().cache)
     except making.ImageFailedError as error:

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 BLOCK = 1 << 20
+CREATED = "2020-01-01T00:00:00Z"
+"""Of every image, so that equal layers make equal images. Without it buildah finds no layer of an earlier build again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +54,23 @@ def write(path: Path, images: Sequence[Content]) -> None:
             archive.add(layer, f"{digest}.tar")
         for image in images:
             config = {
+                "created": CREATED,
                 "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
                 "os": "linux",
                 "config": dict(image.start),
                 "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digests[layer]}" for layer in image.layers]},
-                "history": [{"created_by": "tests/e2e/images"} for _ in image.layers],
+                "history": [{"created": CREATED, "created_by": "tests/e2e/images"} for _ in image.layers],
             }
             content = json.dumps(config, sort_keys=True).encode()
             name = f"{hashlib.sha256(content).hexdigest()}.json"
             _add(archive, name, content)
-            manifest.append({"Config": name, "RepoTags": [image.name], "Layers": [f"{digests[layer]}.tar" for layer in image.layers]})
+            manifest.append(
+                {
+                    "Config": name,
+                    "RepoTags": [image.name],
+                    "Layers": [f"{digests[layer]}.tar" for layer in image.layers],
+                }
+            )
         _add(archive, "manifest.json", json.dumps(manifest).encode())
 
 
@@ -82,7 +91,9 @@ class Opened:
     def layer(self, name: str) -> BinaryIO:
         member = self.file.getmember(name)
         if member.issym() or member.islnk():  # some writers store a layer once more as a link
-            member = self.file.getmember(str(Path(name).parent / member.linkname) if member.issym() else member.linkname)
+            member = self.file.getmember(
+                str(Path(name).parent / member.linkname) if member.issym() else member.linkname
+            )
         stream = self.file.extractfile(member)
         if stream is None:
             raise ValueError(f"{name} is no file in the archive")

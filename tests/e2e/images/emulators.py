@@ -20,7 +20,14 @@ MADE_BY = "1"
 
 def build(cache: Path, base: archive.Image) -> archive.Image:
     """Raises making.ImageFailedError."""
-    parts = [MADE_BY, base.archive.parent.name, kinesis_local.VERSION, versitygw.VERSION, node.NODE_WHEEL_VERSION, START]
+    parts: list[str | bytes | Path] = [
+        MADE_BY,
+        base.archive.parent.name,
+        kinesis_local.VERSION,
+        versitygw.VERSION,
+        node.NODE_WHEEL_VERSION,
+        START,
+    ]
     folder = making.once(cache, "emulators", making.key(parts), lambda made: _fill(made, base))
     making.forget_others(cache, "emulators", folder)
     return archive.Image(NAME, folder / "image.tar")
@@ -30,7 +37,9 @@ def _fill(folder: Path, base: archive.Image) -> None:
     try:
         programs = {
             "opt/kinesis-local": kinesis_local.installed(),
-            "usr/local/bin/node": Path(node.from_wheel().node).resolve(),  # one that runs on any glibc; the machine's own may not
+            "usr/local/bin/node": Path(
+                node.from_wheel().node
+            ).resolve(),  # one that runs on any glibc; the machine's own may not
             "usr/local/bin/versitygw": versitygw.installed(),
             "usr/local/bin/emulator": START,
         }

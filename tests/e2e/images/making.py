@@ -17,6 +17,7 @@ PROJECT = Path(__file__).parents[3]
 OUTPUT_CHARACTERS_MAX = 3_000
 COMMAND_S_MAX = 1_200
 KEY_LENGTH = 16
+OTHERS_MAX = 2
 
 
 class ImageFailedError(Exception):
@@ -47,8 +48,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, fo
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=COMMAND_S_MAX,
             check=False,
@@ -88,7 +88,12 @@ def once(cache: Path, kind: str, content_key: str, fill: Callable[[Path], None])
 
 
 def forget_others(cache: Path, kind: str, keep: Path) -> None:
-    """Removes what earlier inputs made of this kind: a few hundred megabytes for every edit, else."""
-    for folder in cache.glob(f"{kind}-*"):
-        if folder != keep and len(folder.name) == len(kind) + 1 + KEY_LENGTH:
-            shutil.rmtree(folder)
+    """Removes what earlier inputs made of this kind, a few hundred megabytes for every edit; but for the newest, which someone may be using."""
+    others = [
+        folder
+        for folder in cache.glob(f"{kind}-*")
+        if folder != keep and len(folder.name) == len(kind) + 1 + KEY_LENGTH
+    ]
+    others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in others[OTHERS_MAX:]:
+        shutil.rmtree(folder)

@@ -69,8 +69,14 @@ def _fill(folder: Path, cache: Path, base: archive.Image, wheel_folder: Path) ->
         with archive.opened(built) as made:
             start = made.configs[NAME]["config"]
         labels = start.get("Labels") or {}
-        following = start | {"Env": [*start["Env"], f"{NEXT_VARIABLE}=next"], "Labels": labels | {"fleettwin.io/test": "next"}}
-        broken = start | {"Entrypoint": ["fleet-twin", "no-such-command"], "Labels": labels | {"fleettwin.io/test": "broken"}}
+        following = start | {
+            "Env": [*start["Env"], f"{NEXT_VARIABLE}=next"],
+            "Labels": labels | {"fleettwin.io/test": "next"},
+        }
+        broken = start | {
+            "Entrypoint": ["fleet-twin", "no-such-command"],
+            "Labels": labels | {"fleettwin.io/test": "broken"},
+        }
         contents = [(NAME, start), (NEXT_NAME, following), (BROKEN_NAME, broken)]
         archive.write(folder / "image.tar", [archive.Content(tag, layers, config) for tag, config in contents])
 
@@ -87,7 +93,14 @@ class Buildah:
 
     def _run(self, command: str, *arguments: str) -> str:
         driver = "overlay" if _overlays_work(self._storage) else "vfs"
-        storage = ["--root", str(self._storage / driver), "--runroot", str(self._storage / "run"), "--storage-driver", driver]
+        storage = [
+            "--root",
+            str(self._storage / driver),
+            "--runroot",
+            str(self._storage / "run"),
+            "--storage-driver",
+            driver,
+        ]
         return making.run([self._program, *storage, command, *arguments])
 
     def build(self, context: Path, base: archive.Image, target: Path) -> None:

@@ -34,7 +34,15 @@ def _fill(folder: Path, python: str, sources: list[Path]) -> None:
             making.run(
                 [
                     *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
-                    *("--require-hashes", "--only-binary", ":all:", "--dest", str(folder), "--requirement", str(wanted)),
+                    *(
+                        "--require-hashes",
+                        "--only-binary",
+                        ":all:",
+                        "--dest",
+                        str(folder),
+                        "--requirement",
+                        str(wanted),
+                    ),
                     *("--python-version", python, "--implementation", "cp"),
                     *(word for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for word in ("--abi", abi)),
                     *(word for tag in platforms for word in ("--platform", tag)),
