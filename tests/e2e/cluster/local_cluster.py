@@ -16,7 +16,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster import errors, needs, network, node, volumes
+from tests.e2e.cluster import errors, names, needs, network, node, volumes
 from tests.support import api_server, kube_api
 
 READY_S_MAX = 180.0
@@ -38,6 +38,7 @@ class LocalCluster:
                 folder / "control", api_server.Settings(address=network.CONTROL, programs=api_server.FEATURES)
             )
         self.nodes: dict[str, node.Node] = {}
+        self._names = names.Names(folder, self.server.kubeconfig_path)
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
         """Within it this thread, and what it begins, reaches the API server, pods and Services by their addresses."""
@@ -47,6 +48,7 @@ class LocalCluster:
         """Returns when every node is ready. Raises NodeFailedError or ServerFailedError."""
         with self.entered():
             self.server.start_all()
+            self._names.start()
         for number in range(1, nodes + 1):
             made = node.Node(self.namespace, number, self.folder / "nodes", self.server)
             self.nodes[made.name] = made
@@ -57,6 +59,7 @@ class LocalCluster:
         with self.entered():
             self._make_volumes()
         self.until(self.all_ready, "every node ready", READY_S_MAX)
+        self.until(self._names.is_ready, "the names of Services", READY_S_MAX)
 
     def load_image(self, archive: Path) -> None:
         """Becomes known to every node."""
@@ -99,6 +102,7 @@ class LocalCluster:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.server.outputs():
             (folder / f"{name}.log").write_text(text)
+        (folder / "coredns.log").write_text(self._names.output())
         for each in self.nodes.values():
             for name, text in each.outputs():
                 (folder / f"{each.name}-{name}.log").write_text(text)
@@ -106,6 +110,7 @@ class LocalCluster:
     def end(self) -> None:
         """Every process and namespace that it began, and its folder. Idempotent."""
         self._at_once(node.Node.end)
+        self._names.end()
         self.server.end()
         for each in self.nodes.values():
             each.remove()

@@ -24,6 +24,7 @@ def check() -> None:
         raise errors.NotHereError("no cluster can be made on this machine: " + "; ".join(lacks))
     try:
         kubernetes_programs.folder()
+        kubernetes_programs.coredns()
     except go_toolchain.NoGoError as missing:
         raise errors.NotHereError(f"Kubernetes' programs can't be built here: {missing}") from missing
 
