@@ -33,16 +33,20 @@ sim: setup ## seeded runs in virtual time, of a pipeline and of whole fleets, wi
 sim-mutants: setup ## plants bugs in the production code, one at a time, and looks whether the simulator finds them
 	@$(VENV)/bin/python -m tests.sim.mutants
 
-e2e: setup ## real worker processes against real emulators: kills, splits, outages, full disks, the AWS CLI
+# What a machine lacks for the cluster is told twice: here, and as the reason of each test that is skipped for it.
+e2e: setup ## a whole Kubernetes cluster made on this machine (Debian, root; docs/testing.md), real workers, real emulators
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
-	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration -m processes $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
+	@tests/e2e/packages.sh && $(VENV)/bin/python -m tests.e2e.images >/dev/null || echo "fleet-twin: going on without a cluster" >&2
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster" $(PYTEST_ARGS)
 
 # What only computes runs on every core; what starts processes of its own, one after the other, since it is timed by the clock.
 test: lint ## lint, then every test that this machine can run [PYTEST_ARGS=…]
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
+	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
 ifeq ($(strip $(PYTEST_ARGS)),)
-	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes"
-	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m processes
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes and not cluster"
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m "processes and not cluster"
 else
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 endif

@@ -21,11 +21,11 @@ def main() -> None:
     commands.add_parser("check", help="whether this machine can have it; says what is missing")
     commands.add_parser("install", help="the Debian packages that it takes")
     commands.add_parser("kubectl", help="kubectl as its administrator", add_help=False)
-    told, rest = parser.parse_known_args()
-    if rest and told.command != "kubectl":
-        parser.error(f"what is {rest[0]}?")
+    # kubectl's own words are not for this parser, its "--" least of all.
+    is_kubectl = sys.argv[1:2] == ["kubectl"]
+    told = parser.parse_args(sys.argv[1:2] if is_kubectl else None)
     try:
-        run(told, rest)
+        run(told, sys.argv[2:] if is_kubectl else [])
     except (errors.NotHereError, errors.NodeFailedError, server_process.ServerFailedError) as failed:
         sys.exit(f"fleet-twin: {failed}")
 
