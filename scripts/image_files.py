@@ -205,8 +205,9 @@ def project() -> None:
         cwd=HERE / "project",
         check=True,
     )
-    (wheel,) = (HERE / "made").glob("fleet_twin-*.whl")
-    install(HOME, "--no-deps", "--root", str(IMAGE), "--prefix", str(HOME), str(wheel))
+    # By its name: given as a file, pip would note down where it was.
+    found = ["--no-index", "--find-links", str(HERE / "made")]
+    install(HOME, "--no-deps", *found, "--root", str(IMAGE), "--prefix", str(HOME), "fleet-twin")
     compile_files(IMAGE, site_packages(IMAGE / HOME.relative_to("/")), py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 

@@ -17,7 +17,7 @@ s3)
   root=${S3_FOLDER:-/data}
   mkdir -p "$root/buckets" "$root/attributes"
   for bucket in "$@"; do mkdir -p "$root/buckets/$bucket"; done
-  exec versitygw --access "${S3_ACCESS_KEY_ID:-test}" --secret "${S3_SECRET_ACCESS_KEY:-test}" --region "${AWS_REGION:-eu-central-1}" \
+  exec versitygw --access "${S3_ACCESS_KEY_ID:-test}" --secret "${S3_SECRET_ACCESS_KEY:-test}" --region "${AWS_REGION:-us-east-1}" \
     --port "${S3_PORT:-:7070}" --health /healthz --quiet posix --sidecar "$root/attributes" "$root/buckets"
   ;;
 *)
