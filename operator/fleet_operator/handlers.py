@@ -42,6 +42,8 @@ STREAM_S = 300
 AGAIN_FIRST_S = 1.0
 AGAIN_MAX_S = 30.0
 STOP_S = 20.0
+_IDENTITY: Any = "fleet-twin-operator"
+"""Among peers, of which there are none. Without one kopf asks for this user's name, and a user of a pod needs no name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Watches:
                 namespaces=namespaces,
                 clusterwide=not namespaces,
                 standalone=True,
+                identity=_IDENTITY,
                 stop_flag=stop,
             )
         )
@@ -117,6 +120,7 @@ class Watches:
                 settings=_settings(self._scope.lease[1]),
                 namespaces=[self._scope.lease[0]],
                 standalone=True,
+                identity=_IDENTITY,
                 stop_flag=stop,
             )
         )
