@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sim sim-mutants e2e bench proto crds chart requirements clean
+.PHONY: help setup demo test lint sim sim-mutants e2e bench proto crds chart image requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -76,6 +76,9 @@ crds: setup ## crds/*.yaml, and the chart's, anew from model/fleet_model/crd
 
 chart: setup ## the chart's README and dashboard anew from values.yaml and scripts/chart_dashboard.py
 	@$(VENV)/bin/python scripts/chart.py
+
+image: ## the image, with docker or buildah [IMAGE=name BASE_IMAGE=name] (docs/reference/image.md)
+	@IMAGE=$(IMAGE) BASE_IMAGE=$(BASE_IMAGE) scripts/image.sh
 
 requirements: setup ## the pinned requirements anew from pyproject.toml [UPGRADE=1 for the newest]
 	@VENV=$(VENV) UPGRADE=$(UPGRADE) scripts/requirements.sh
