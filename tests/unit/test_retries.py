@@ -1,4 +1,4 @@
-"""Kinesis out of reach is told: in the log often enough and not more, as a metric each time, beside the partition."""
+"""Kinesis or the object store out of reach is told: in the log often enough and not more, as a metric each time, beside the partition."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import prometheus_client
 import pytest
 
 from fleet_worker import metrics, retries
-from fleet_worker.adapters import kinesis_api, memory_kinesis
+from fleet_worker.adapters import kinesis_api, memory_kinesis, objects_api
 from tests.support import piped, virtual_time
 
 AWAY = kinesis_api.Failure(kinesis_api.Trouble.TRANSIENT, "EndpointConnectionError", "could not connect")
@@ -63,6 +63,27 @@ def test_iterators_that_expire_are_only_counted(caplog: pytest.LogCaptureFixture
     assert caplog.messages == []
     line = 'fleet_twin_kinesis_retries_total{operation="GetRecords",trouble="expired_iterator"} 100.0'
     assert line in prometheus_client.generate_latest(measured.registry).decode()
+
+
+def test_the_object_store_is_told_by_its_own_name_and_counted_apart(caplog: pytest.LogCaptureFixture) -> None:
+    measured = metrics.Metrics()
+    told = retries.ObjectRetries(virtual_time.VirtualClock(), measured)
+    busy = objects_api.Failure(objects_api.Trouble.BUSY, "SlowDown", "please reduce your request rate")
+    at_once = objects_api.Failure(objects_api.Trouble.CONFLICT, "ConditionalRequestConflict", "another one writes")
+
+    async def body() -> None:
+        for _ in range(3):
+            told(objects_api.Retry("PutObject", "shard-0/manifest.json", busy))
+            told(objects_api.Retry("PutObject", "shard-0/manifest.json", at_once))
+
+    virtual_time.run(body())
+    assert caplog.messages == [
+        "The object store: PutObject of shard-0/manifest.json failed and is tried again: SlowDown: please reduce your request rate"
+    ]
+    page = prometheus_client.generate_latest(measured.registry).decode()
+    for trouble in ("busy", "conflict"):
+        assert f'fleet_twin_object_store_retries_total{{operation="PutObject",trouble="{trouble}"}} 3.0' in page
+    assert "fleet_twin_kinesis_retries_total{" not in page
 
 
 def test_another_trouble_is_told_by_itself(told: retries.Retries, caplog: pytest.LogCaptureFixture) -> None:

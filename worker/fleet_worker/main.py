@@ -94,7 +94,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
         connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws, on_retry=on_retry))
         telemetry = fleet.streams.telemetry
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
-        checkpoints, probing = await _checkpoints(stack, fleet, folder, clock)
+        checkpoints, probing = await _checkpoints(stack, fleet, folder, clock, measured)
         keeper = ordered.keeper if checkpoints is None else fleet_start.InBucket(checkpoints.objects)
         start = await fleet_start.settled(keeper, telemetry, stream)
         retention_ms = await stream.retention_ms()
@@ -160,7 +160,11 @@ def _orders(
 
 
 async def _checkpoints(
-    stack: contextlib.AsyncExitStack, fleet: spec.FleetSpec, folder: local_folder.LocalFolder, clock: clocks.RealClock
+    stack: contextlib.AsyncExitStack,
+    fleet: spec.FleetSpec,
+    folder: local_folder.LocalFolder,
+    clock: clocks.RealClock,
+    measured: metrics.Metrics,
 ) -> tuple[claimed.Checkpoints | None, Callable[[], Coroutine[Any, Any, None]]]:
     """None without a bucket; and what is left of the probe, to be run beside the partitions. Raises ObjectStoreRefusedError when the
     store doesn't honour conditional writes."""
@@ -171,7 +175,10 @@ async def _checkpoints(
     from fleet_worker.adapters import probed, s3
 
     fleet_name = (fleet.namespace, fleet.name)
-    objects = await stack.enter_async_context(s3.open_store(fleet.aws, fleet.checkpoint, fleet_name, clock))
+    opening = s3.open_store(
+        fleet.aws, fleet.checkpoint, fleet_name, clock, on_retry=retries.ObjectRetries(clock, measured)
+    )
+    objects = await stack.enter_async_context(opening)
     passed = probed.Probed(folder.path, fleet.aws, fleet.checkpoint)
     left: Callable[[], Coroutine[Any, Any, None]] = _nothing
     if await clock.in_thread(passed.has_passed):

@@ -2,7 +2,7 @@
 
 The pipeline counts per batch, never per record: a partition's children are bound once (`Metrics.partition`) and a batch costs
 one `inc` of each. Gauges that follow from a partition's state are set when somebody scrapes (`api/scrape.py`), not while
-records flow. Labels are bounded: shard, trigger, reason, target, phase, kind of file, a Kinesis call and its trouble; never a device. The registry is the worker's own, so
+records flow. Labels are bounded: shard, trigger, reason, target, phase, kind of file, a call to Kinesis or the object store and its trouble; never a device. The registry is the worker's own, so
 that several workers fit into one process and a test sees only its own numbers.
 
 `python -m fleet_worker.metrics` prints the reference page, docs/reference/metrics.md.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import prometheus_client
 
 from fleet_model import manifest, rules
-from fleet_worker.adapters import kinesis_api
+from fleet_worker.adapters import kinesis_api, objects_api
 from fleet_worker.core import effects, lifecycle, records
 
 NAMESPACE = "fleet_twin"
@@ -219,6 +219,12 @@ class Metrics:
             ("shard",),
         )
 
+        self.object_store_retries = self._counter(
+            "object_store_retries",
+            "Calls to the object store that failed and are tried again; now and then is usual. Rising: checkpoints and claims are slow, or soon fail.",
+            ("operation", "trouble"),
+        )
+
         # Partitions, rules, process
         self.partition_phase = self._gauge(
             "partition_phase", "1 for the phase that the partition is in, 0 for the others.", ("shard", "phase")
@@ -330,7 +336,7 @@ def reference_page() -> str:
         "",
         "What a worker tells at `/metrics`, in Prometheus' text format or OpenMetrics. This page is printed by",
         "`python -m fleet_worker.metrics`; write a change there, not here. Values of labels are bounded (shards of the worker,",
-        "triggers, reasons, targets, phases, kinds of files, Kinesis' calls and troubles); no metric carries a device. Beside these stand Prometheus' usual `process_…` metrics.",
+        "triggers, reasons, targets, phases, kinds of files, calls to Kinesis and the object store and their troubles); no metric carries a device. Beside these stand Prometheus' usual `process_…` metrics.",
         "",
         "| metric | type | labels | what it tells |",
         "| --- | --- | --- | --- |",
@@ -349,9 +355,11 @@ def reference_page() -> str:
         + ", ".join(f"`{phase}`" for phase in PHASES)
         + ";",
         "`reason` is " + ", ".join(f"`{reason.value}`" for reason in records.Reason) + ";",
-        "`operation` is a Kinesis call's name; `trouble` is "
+        "`operation` is the name of a call to Kinesis or the object store; `trouble` is "
         + ", ".join(f"`{trouble.value}`" for trouble in kinesis_api.Trouble)
-        + ";",
+        + " (Kinesis), "
+        + ", ".join(f"`{trouble.value}`" for trouble in objects_api.TRIED_AGAIN)
+        + " (the object store);",
         "`kind` is " + ", ".join(f"`{kind.value}`" for kind in manifest.Kind) + ".",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Tells of calls to Kinesis that are tried again: as a metric each, in the log so that one can read it.
+"""Tells of calls to Kinesis and to the object store that are tried again: as a metric each, in the log so that one can read it.
 
 Trying again is normal and quiet; that it goes on is what someone has to know. So a kind of trouble is told once when it begins
 and then once a minute with how often it came; throttling, which is daily bread, only when it is dense. It decides nothing.
@@ -10,16 +10,21 @@ import collections
 import dataclasses
 import logging
 
+import prometheus_client
+
 from fleet_worker import metrics, ports
-from fleet_worker.adapters import kinesis_api
+from fleet_worker.adapters import kinesis_api, objects_api
 
 log = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 60.0
 THROTTLED_MIN = 30
 """Within a minute; fewer are a shard's usual elbowing."""
-QUIET = (kinesis_api.Trouble.EXPIRED_ITERATOR,)
-"""Only counted: a new iterator is the cure, and takes no time."""
+
+Trouble = kinesis_api.Trouble | objects_api.Trouble
+
+QUIET = (kinesis_api.Trouble.EXPIRED_ITERATOR, objects_api.Trouble.CONFLICT)
+"""Only counted: a new iterator is the cure, or a look at who wrote at the same time, and neither takes time."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -31,20 +36,21 @@ class Kind:
     has_been_told: bool = False
 
 
-class Retries:
-    """A kinesis_api.OnRetry."""
+class _Telling:
+    """service: as the log calls it."""
 
-    def __init__(self, clock: ports.Clock, measured: metrics.Metrics) -> None:
+    def __init__(self, service: str, clock: ports.Clock, counter: prometheus_client.Counter) -> None:
+        self._service = service
         self._clock = clock
-        self._counter = measured.kinesis_retries
-        self._kinds: dict[tuple[str, kinesis_api.Trouble], Kind] = collections.defaultdict(Kind)
+        self._counter = counter
+        self._kinds: dict[tuple[str, Trouble], Kind] = collections.defaultdict(Kind)
 
-    def __call__(self, retry: kinesis_api.Retry) -> None:
-        trouble = retry.failure.trouble
-        self._counter.labels(retry.operation, trouble.value).inc()
+    def tell(self, operation: str, where: str, failure: kinesis_api.Failure | objects_api.Failure) -> None:
+        trouble = failure.trouble
+        self._counter.labels(operation, trouble.value).inc()
         if trouble in QUIET:
             return
-        kind = self._kinds[(retry.operation, trouble)]
+        kind = self._kinds[(operation, trouble)]
         now_s = self._clock.monotonic()
         if now_s - kind.since_s >= 2 * TOLD_EVERY_S:  # it had ended
             kind.count, kind.since_s, kind.has_been_told = 0, now_s, False
@@ -56,10 +62,31 @@ class Retries:
                 kind.count, kind.since_s = 0, now_s
             return
         log.warning(
-            "Kinesis: %s of %s failed%s and is tried again: %s",
-            retry.operation,
-            retry.where,
+            "%s: %s of %s failed%s and is tried again: %s",
+            self._service,
+            operation,
+            where,
             f" {kind.count} times" if kind.count > 1 else "",
-            retry.failure,
+            failure,
         )
         kind.count, kind.since_s, kind.has_been_told = 0, now_s, True
+
+
+class Retries:
+    """Of Kinesis: a kinesis_api.OnRetry."""
+
+    def __init__(self, clock: ports.Clock, measured: metrics.Metrics) -> None:
+        self._telling = _Telling("Kinesis", clock, measured.kinesis_retries)
+
+    def __call__(self, retry: kinesis_api.Retry) -> None:
+        self._telling.tell(retry.operation, retry.where, retry.failure)
+
+
+class ObjectRetries:
+    """Of the object store: an objects_api.OnRetry."""
+
+    def __init__(self, clock: ports.Clock, measured: metrics.Metrics) -> None:
+        self._telling = _Telling("The object store", clock, measured.object_store_retries)
+
+    def __call__(self, retry: objects_api.Retry) -> None:
+        self._telling.tell(retry.operation, retry.key, retry.failure)

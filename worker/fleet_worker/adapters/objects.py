@@ -22,8 +22,6 @@ BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 3.0
 LIST_PAGES_MAX = 1_000
 
-TRIED_AGAIN = (objects_api.Trouble.BUSY, objects_api.Trouble.CONFLICT)
-
 
 class Objects:
     """ports.ObjectStore. prefix: of the fleet, put before every key; "" or ending in "/". where: the bucket, for messages."""
@@ -100,7 +98,7 @@ class Objects:
             try:
                 return await call()
             except objects_api.ApiError as error:
-                if error.trouble not in TRIED_AGAIN:
+                if error.trouble not in objects_api.TRIED_AGAIN:
                     raise self._final(key, error) from error
                 wait_s = backoff.next_s()
                 if tries == TRIES_MAX or self._clock.monotonic() + wait_s > until_s:

@@ -27,6 +27,9 @@ class Trouble(enum.Enum):
     REFUSED = "refused"  # no such bucket, no right, not implemented: someone has to act
 
 
+TRIED_AGAIN = (Trouble.BUSY, Trouble.CONFLICT)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
     """code: the store's error code, or the exception's name where no answer came."""
