@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 from fleet_model import parse
 from fleet_operator import naming, resources
-from tests.support import charts, go_tools
+from tests.support import charts, go_toolchain, go_tools
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(2_000)]
 
@@ -48,15 +49,16 @@ VALUES = {
         *("--set", "podDisruptionBudget.enabled=false"),
     ),
 }
+GOLDEN = Path(__file__).parents[1] / "golden" / "chart"
 CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "Namespace"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _helm_is_there() -> None:
     try:
-        for version in charts.HELMS:
-            go_tools.program(version)
-    except go_tools.NoGoError as missing:
+        for name in go_tools.TOOLS:
+            go_tools.program(name)
+    except go_toolchain.NoGoError as missing:
         pytest.skip(f"Helm can't be built here: {missing}")
 
 
@@ -229,7 +231,7 @@ def flat(rules: list[dict[str, Any]]) -> set[tuple[str, str, str, str]]:
 
 
 def test_the_operators_rights_are_those_that_are_written_down() -> None:
-    golden = yaml.safe_load((Path(__file__).parents[1] / "golden" / "chart" / "operator-rights.yaml").read_text())
+    golden = yaml.safe_load((GOLDEN / "operator-rights.yaml").read_text(encoding="utf-8"))
     rules = charts.one(charts.rendered(), "ClusterRole", "fleet-twin-operator")["rules"]
     assert sorted(flat(rules)) == sorted(flat(golden["cluster"]))
     lease = charts.one(charts.rendered(), "Role", "fleet-twin-operator-lease")
@@ -300,6 +302,22 @@ def test_the_rule_is_the_alerts_file_with_what_the_values_say() -> None:
     assert "FleetTwinStalled" not in rules
     assert rules["FleetTwinBehind"]["labels"] == {"severity": "warning", "team": "t"}
     assert rules["FleetTwinBehind"]["annotations"]["runbook_url"] == "https://example.org/lag.md"
+
+
+def test_alerts_fire_when_they_should_and_not_when_nothing_is_wrong(tmp_path: Path) -> None:
+    shutil.copy(charts.CHART / "files" / "alerts.yaml", tmp_path)
+    shutil.copy(GOLDEN / "alerts-test.yaml", tmp_path)
+    done = subprocess.run(
+        [str(go_tools.program("promtool")), "test", "rules", "alerts-test.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    played = (GOLDEN / "alerts-test.yaml").read_text(encoding="utf-8")
+    alerts = yaml.safe_load((charts.CHART / "files" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    assert [rule["alert"] for group in alerts for rule in group["rules"] if rule["alert"] not in played] == []
 
 
 def test_the_dashboard_is_the_file() -> None:

@@ -1,26 +1,21 @@
 """Programs that are Go modules (Helm, promtool), built once into the user's cache folder, by version; go checks their sums.
 
-`python -m tests.support.go_tools helm-3` prints the program's path, and builds it first when it isn't there. Nothing is installed into
-the machine.
+`python -m tests.support.go_tools helm-3` prints the program's path, and builds it first when it isn't there; without a name all of them. Nothing is
+installed into the machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import node
+from tests.support import go_toolchain, node
 
 BUILD_S_MAX = 1_800
 """Cold, on two busy cores; Helm takes about two minutes on two idle ones."""
-
-
-class NoGoError(Exception):
-    """This machine has no Go: the only reason to skip what needs it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +36,11 @@ TOOLS = {
 
 
 def program(name: str) -> Path:
-    """Raises NoGoError where a test has to be skipped; anything else is a failure."""
+    """Raises go_toolchain.NoGoError where a test has to be skipped; anything else is a failure."""
     tool = TOOLS[name]
 
     def build(folder: Path) -> None:
-        go = shutil.which("go")
-        if go is None:
-            raise NoGoError(f"no go on the PATH to build {name} with")
+        go = str(go_toolchain.find())
         done = subprocess.run(
             [go, "install", "-trimpath", "-ldflags=-s -w", *tool.flags, f"{tool.package}@v{tool.version}"],
             cwd=folder,
@@ -65,4 +58,8 @@ def program(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(program(sys.argv[1]))
+    try:
+        for wanted in sys.argv[1:] or TOOLS:
+            print(program(wanted))
+    except go_toolchain.NoGoError as missing:
+        print(f"Tests of the chart will be skipped: {missing}", file=sys.stderr)
