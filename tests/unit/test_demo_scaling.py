@@ -180,25 +180,47 @@ async def test_a_worker_that_dies_is_started_again_until_it_dies_too_often(
         await workers.end()
 
 
-async def test_a_leaving_worker_that_dies_has_left_once_others_have_taken_over(
+async def test_leaving_workers_that_die_come_back_until_they_have_given_everything_away(
     tmp_path: pathlib.Path, sleepers: Sleepers
 ) -> None:
+    """Both at once: as silent ones they would be too many to be believed, and their partitions nobody's for good."""
     told: list[str] = []
-    workers = made_crew(tmp_path, told, 2)
+    workers = made_crew(tmp_path, told, 3)
     try:
         await workers.start()
         workers.want(1)
-        still_owned = {suite.SHARD: owned("worker-1")}
+        still_owned = {suite.SHARD: owned("worker-1"), suite.OTHER: owned("worker-2")}
         assert await workers.tend(still_owned, lambda name: None, nobody) == []
-        workers.children["worker-1"].process.kill()
-        await workers.children["worker-1"].process.wait()
+        await killed(workers, "worker-1", "worker-2")
         assert await workers.tend(still_owned, lambda name: None, nobody) == []
-        assert "worker-1 died with exit code -9; it was leaving, others take over" in told
+        assert sorted(workers.pids()) == ["worker-0", "worker-1", "worker-2"]
+        assert sum("it was leaving, and comes back" in words for words in told) == 2
+        given = {suite.SHARD: owned("worker-0"), suite.OTHER: owned("worker-2")}
+        assert await workers.tend(given, lambda name: None, nobody) == ["worker-1"], "ended, and to be forgotten"
+        assert sorted(workers.pids()) == ["worker-0", "worker-2"]
+    finally:
+        await workers.end()
+
+
+async def test_a_leaving_worker_that_dies_with_nothing_left_to_give_away_is_forgotten_at_once(
+    tmp_path: pathlib.Path, sleepers: Sleepers
+) -> None:
+    workers = made_crew(tmp_path, [], 2)
+    try:
+        await workers.start()
+        workers.want(1)
+        await killed(workers, "worker-1")
         assert await workers.tend({suite.SHARD: owned("worker-0")}, lambda name: None, nobody) == ["worker-1"]
         assert await workers.tend({suite.SHARD: owned("worker-0")}, lambda name: None, nobody) == []
         assert sorted(workers.children) == ["worker-0"]
     finally:
         await workers.end()
+
+
+async def killed(workers: crew.Crew, *names: str) -> None:
+    for name in names:
+        workers.children[name].process.kill()
+        await workers.children[name].process.wait()
 
 
 async def test_the_death_of_a_worker_that_is_alone_is_the_end(tmp_path: pathlib.Path, sleepers: Sleepers) -> None:

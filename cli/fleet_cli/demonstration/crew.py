@@ -56,7 +56,7 @@ class Crew:
         self._tell = tell
         self._died_at: collections.deque[float] = collections.deque(maxlen=DEATHS_MAX)
         self._tending = asyncio.Lock()
-        self._lost: set[str] = set()  # died while they left, and may still be named as owners
+        self._lost: set[str] = set()  # died while they left, and may still have partitions to give away
 
     @property
     def is_shared(self) -> bool:
@@ -99,7 +99,10 @@ class Crew:
                 if child.has_ended:
                     self._died(name, child)
                     died(name)
-            for name in self.names():
+            # One that is to leave comes back for as long as it has something to give away. Left to be taken over, several that died
+            # at once would be too many silent ones to believe in, and nobody would get their partitions.
+            returning = [name for name in sorted(self._lost) if is_needed(name, partitions)]
+            for name in (*self.names(), *returning):
                 if name not in self.children:
                     await self._start(name)
             left = [name for name in self.children if self.is_leaving(name) and not is_needed(name, partitions)]
@@ -107,9 +110,8 @@ class Crew:
                 await leaves(name)
                 await self.children.pop(name).end(END_S)
                 self._tell(f"{name} owned nothing any more and ended")
-            lost = [name for name in self._lost if not is_needed(name, partitions)]
-            self._lost -= set(lost)
-            return left + lost
+            gone, self._lost = sorted(self._lost), set()
+            return left + gone
 
     def _died(self, name: str, child: processes.Child) -> None:
         del self.children[name]
@@ -119,11 +121,11 @@ class Crew:
         if not self.is_shared or is_often:
             raise child.ended_badly()
         self._died_at.append(now_s)
-        again = "; it is started again"
+        again = "it is started again"
         if self.is_leaving(name):
-            again = "; it was leaving, others take over"
+            again = "it was leaving, and comes back if it has partitions to give away"
             self._lost.add(name)
-        self._tell(f"{name} died with exit code {child.process.returncode}{again}")
+        self._tell(f"{name} died with exit code {child.process.returncode}; {again}")
 
     async def end(self) -> errors.FleetTwinError | None:
         """Ends all of them at once; the error of one that did not end well. Ending twice does no harm."""
