@@ -28,11 +28,14 @@ LABEL org.opencontainers.image.title="Fleet Twin" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=packages /image/ /
 COPY --from=project /image/ /
-# The root may be read-only: all bytecode is there, and what wants a home folder finds the one place that is always writable.
+# The root may be read-only: all bytecode is there, and what wants a home folder finds the one place that is always writable. The user
+# has a name whatever number a pod gives it: no /etc/passwd knows that number.
 ENV PATH=/opt/fleet-twin/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/tmp
+    HOME=/tmp \
+    USER=fleet-twin \
+    LOGNAME=fleet-twin
 USER 65532:65532
 WORKDIR /
 EXPOSE 8080 8081

@@ -22,6 +22,7 @@ from typing import Any
 import botocore.exceptions
 import botocore.session
 import pytest
+import yaml
 
 from tests.e2e import images
 from tests.e2e.images import archive, containers, making
@@ -100,11 +101,11 @@ def python(image: containers.Unpacked, *arguments: str) -> tuple[int, str]:
     return containers.output_of(other, arguments)
 
 
-def client_of(service: str, endpoint: str) -> Any:
+def client_of(service: str, endpoint: str, region: str = aws_env.REGION) -> Any:
     return botocore.session.get_session().create_client(
         service,
         endpoint_url=endpoint,
-        region_name=aws_env.REGION,
+        region_name=region,
         aws_access_key_id="test",
         aws_secret_access_key="test",
     )
@@ -155,6 +156,12 @@ def test_it_says_what_it_is_and_runs_as_nobody(built: Built) -> None:
 def test_commands_run_on_a_root_that_cannot_be_written_to(built: Built, arguments: list[str], told: str) -> None:
     code, said = containers.output_of(built.unpacked, arguments)
     assert (code, told in said) == (0, True), said
+
+
+def test_its_user_has_a_name_whatever_its_number(built: Built) -> None:
+    other = containers.Unpacked(built.unpacked.root, {**built.unpacked.start, "User": "10007:10007"})
+    code, said = python(other, "-c", "import getpass, pathlib; print(getpass.getuser(), pathlib.Path.home())")
+    assert (code, said) == (0, "fleet-twin /tmp\n")
 
 
 def test_what_was_left_out_is_missed_by_nobody(built: Built) -> None:
@@ -272,34 +279,59 @@ def test_the_next_and_the_broken_image_share_its_layers(built: Built) -> None:
     assert containers.output_of(broken, ["worker"])[0] != 0
 
 
-@pytest.mark.parametrize("kind", ["kinesis", "s3"])
-def test_emulators_answer_on_a_root_that_cannot_be_written_to(built: Built, kind: str) -> None:
-    image = built.images.emulators
-    ports = [server_process.free_port(), server_process.free_port()]
+def wait_for_names(list_names: Callable[[], list[str]], process: subprocess.Popen[bytes]) -> list[str]:
+    """The first that are told, sorted."""
+    deadline = time.monotonic() + READY_S_MAX
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+            if names := list_names():
+                return sorted(names)
+        time.sleep(0.1)  # a poll with a deadline: there is nothing to be told by
+    process.terminate()
+    raise AssertionError(f"nothing within {READY_S_MAX} s, or it ended: {process.communicate(timeout=END_S_MAX)}")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Gone with the test: an image's files are some hundred megabytes."""
+    with tempfile.TemporaryDirectory(prefix="fleet-twin-image-") as name:
+        yield Path(name)
+
+
+def test_the_emulators_run_on_a_root_that_cannot_be_written_to(built: Built, folder: Path, tmp_path: Path) -> None:
+    made = containers.unpack(built.images.emulators, folder)
+    (made.root / "data").mkdir()
+    os.chown(tmp_path, USER, USER)
+    plain, other, s3_port = (server_process.free_port() for _ in range(3))
     settings = {
-        "KINESIS_MOCK_PLAIN_PORT": str(ports[0]),
-        "KINESIS_MOCK_TLS_PORT": str(ports[1]),
-        "S3_PORT": f"127.0.0.1:{ports[0]}",
+        "KINESIS_MOCK_PLAIN_PORT": str(plain),
+        "KINESIS_MOCK_TLS_PORT": str(other),
+        "S3_PORT": f"127.0.0.1:{s3_port}",
     }
-    given = {"kinesis": f"device-telemetry:2:{aws_env.REGION}", "s3": "checkpoints"}[kind]
-    with tempfile.TemporaryDirectory(prefix="fleet-twin-emulators-") as name:
-        unpacked = containers.unpack(image, Path(name))
-        data = Path(name) / "data"
-        data.mkdir()
-        (unpacked.root / "data").mkdir(exist_ok=True)
-        os.chown(data, USER, USER)
-        with containers.running(unpacked, [kind, given], settings, {"/data": data}) as process:
-            client = client_of(kind, f"http://127.0.0.1:{ports[0]}")
-            deadline = time.monotonic() + READY_S_MAX
-            found: list[str] = []
-            while not found and time.monotonic() < deadline and process.poll() is None:
-                with contextlib.suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
-                    found = (
-                        client.list_streams()["StreamNames"]
-                        if kind == "kinesis"
-                        else [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
-                    )
-                time.sleep(0.1)
-            assert found == [given.split(":")[0]], (
-                process.communicate(timeout=END_S_MAX) if process.poll() is not None else found
-            )
+    volumes = {"/data": tmp_path}
+    arguments = ["kinesis", f"telemetry:2:{aws_env.REGION},alerts:1:{aws_env.REGION}"]
+    with containers.running(made, arguments, settings) as process:
+        kinesis = client_of("kinesis", f"http://127.0.0.1:{plain}")
+        assert wait_for_names(lambda: list(kinesis.list_streams()["StreamNames"]), process) == ["alerts", "telemetry"]
+    with containers.running(made, ["s3", "one", "two"], settings, volumes) as process:
+        s3 = client_of("s3", f"http://127.0.0.1:{s3_port}")
+        buckets = wait_for_names(lambda: [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]], process)
+        assert buckets == ["one", "two"]
+        s3.put_object(Bucket="one", Key="a/b", Body=b"kept", IfNoneMatch="*")
+        assert s3.get_object(Bucket="one", Key="a/b")["Body"].read() == b"kept"
+
+
+def test_the_try_outs_emulator_runs_on_the_image_that_it_names(built: Built, folder: Path) -> None:
+    documents = list(yaml.safe_load_all((making.PROJECT / "charts/fleet-twin/examples/try-out.yaml").read_text()))
+    (program,) = [
+        found["data"]["emulator.py"] for found in documents if found and "emulator.py" in found.get("data", {})
+    ]
+    assert f'"{built.images.moto.name.removeprefix("docker.io/")}"' in json.dumps(documents)
+    made = containers.unpack(built.images.moto, folder)
+    start = {**made.start, "Entrypoint": ["python3", "-c", program], "User": f"{USER}:{USER}"}
+    port = server_process.free_port()
+    environment = {"PORT": str(port), **aws_env.VARIABLES}
+    with containers.running(containers.Unpacked(made.root, start), [], environment) as process:
+        kinesis = client_of("kinesis", f"http://127.0.0.1:{port}", region="eu-central-1")
+        names = wait_for_names(lambda: list(kinesis.list_streams()["StreamNames"]), process)
+    assert names == ["device-alerts", "device-commands", "device-telemetry"]

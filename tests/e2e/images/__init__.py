@@ -1,7 +1,7 @@
 """The images that pods are made from in the tests, made on this machine without a container registry.
 
 base: Debian and its Python. pause: what holds a pod's namespaces. project: Fleet Twin by its own Dockerfile, on that base, and two near copies of
-it. emulators: Kinesis and S3 as pods. Each is kept in the cache folder by a key of everything that it is made of, so that the second
+it. emulators, moto: Kinesis and S3 as pods. Each is kept in the cache folder by a key of everything that it is made of, so that the second
 time takes no time. Nothing here starts a container or speaks to a cluster.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tests.e2e.images import base, emulators, pause, project
+from tests.e2e.images import base, emulators, moto, pause, project
 from tests.e2e.images.archive import Image
 from tests.support import node
 
@@ -21,7 +21,7 @@ __all__ = ["Image", "Images", "build_all", "cache_folder"]
 class Images:
     """next_project: the project's image but for a label and a variable, for a rolling update. broken_project: its entry point fails at once.
 
-    The three share one archive; importing it brings all three.
+    The three share one archive; importing it brings all three, and the project's image by the name that the chart gives it.
     """
 
     base: Image
@@ -30,10 +30,11 @@ class Images:
     next_project: Image
     broken_project: Image
     emulators: Image
+    moto: Image
 
     def archives(self) -> list[Path]:
         """Everything that a node has to import, each archive once. The base is in the others as their first layer."""
-        return sorted({image.archive for image in (self.pause, self.project, self.emulators)})
+        return sorted({image.archive for image in (self.pause, self.project, self.emulators, self.moto)})
 
 
 def cache_folder() -> Path:
@@ -55,4 +56,5 @@ def build_all(cache: Path | None = None) -> Images:
         next_project=made.next_image,
         broken_project=made.broken_image,
         emulators=emulators.build(folder, on),
+        moto=moto.build(folder, on),
     )

@@ -53,12 +53,7 @@ def _fill(folder: Path, base: archive.Image) -> None:
                 shutil.copytree(source, root / target)
             else:
                 shutil.copy(source, root / target)
-        making.run(
-            [
-                *(making.program("tar"), "--create", "--file", str(layer), "--directory", str(root)),
-                *("--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--mode=u=rwX,go=rX", "."),
-            ]
-        )
+        making.pack(root, layer)
         start = {
             "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp"],
             "User": "65532:65532",

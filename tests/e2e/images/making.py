@@ -61,6 +61,16 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, fo
     return done.stdout
 
 
+def pack(root: Path, layer: Path) -> None:
+    """A folder as a layer: everything belongs to root, and everybody may read it."""
+    run(
+        [
+            *(program("tar"), "--create", "--file", str(layer), "--directory", str(root)),
+            *("--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--mode=u=rwX,go=rX", "."),
+        ]
+    )
+
+
 def key(parts: Iterable[str | bytes | Path]) -> str:
     """Of texts as they are and of files by name, mode and content; the machine's kind is always in it."""
     digest = hashlib.sha256(platform.machine().encode())

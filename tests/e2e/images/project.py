@@ -10,17 +10,20 @@ import json
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 from tests.e2e.images import archive, making, wheels
 from tests.e2e.images import base as base_image
 
 NAME = "localhost/fleet-twin:dev"
+RELEASE_NAME = f"docker.io/library/fleet-twin:{metadata.version('fleet-twin')}"
+"""As the chart and its examples say without a word about a registry."""
 NEXT_NAME = "localhost/fleet-twin:dev-next"
 BROKEN_NAME = "localhost/fleet-twin:dev-broken"
 NEXT_VARIABLE = "FLEET_TWIN_IMAGE_OF_TEST"
 """Set to "next" in the next image's containers."""
-MADE_BY = "2"
+MADE_BY = "3"
 ACCEPT_ALL = json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
 
 
@@ -77,7 +80,7 @@ def _fill(folder: Path, cache: Path, base: archive.Image, wheel_folder: Path) ->
             "Entrypoint": ["fleet-twin", "no-such-command"],
             "Labels": labels | {"fleettwin.io/test": "broken"},
         }
-        contents = [(NAME, start), (NEXT_NAME, following), (BROKEN_NAME, broken)]
+        contents = [(NAME, start), (RELEASE_NAME, start), (NEXT_NAME, following), (BROKEN_NAME, broken)]
         archive.write(folder / "image.tar", [archive.Content(tag, layers, config) for tag, config in contents])
 
 
