@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,13 @@ from tests.support import aws_env, kinesis_local, kube_api, operator_process, pl
 from tests.support.api_server import ApiServer
 from tests.support.node import NoNodeError
 from tests.support.operator_process import APPLY_PATCH, MERGE_PATCH, Fleet
+from tests.support.operator_scene import Scene
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 WAIT_S = 60.0
 REST_S = 12.0
 """More than two of the operator's own looks."""
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +37,6 @@ async def kinesis(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     aws_env.apply(monkeypatch)
     async with streams.Streams.at(endpoint) as made:
         yield made
-
-
-class Scene:
-    """A namespace of its own with a fleet, a stream, and the kubeconfig of an operator that has the rights of a namespaced install."""
-
-    def __init__(self, server: ApiServer, endpoint: str, folder: Path) -> None:
-        self.server, self.endpoint = server, endpoint
-        self.namespace = f"operator-{next(_numbers)}"
-        self.stream = f"telemetry-{self.namespace}"
-        server.make_namespace(self.namespace, {"pod-security.kubernetes.io/enforce": "restricted"})
-        self.kubeconfig = operator_process.kubeconfig(server, self.namespace, folder)
-        self.fleet = Fleet(server, self.namespace, "trucks")
-
-    def apply(self, **spec: object) -> None:
-        manifest = operator_process.document(self.namespace, "trucks", self.endpoint, **spec)
-        manifest["spec"]["streams"]["telemetry"]["name"] = self.stream
-        self.fleet.create(manifest)
-
-    def until(self, condition: Callable[[], object], what: str, seconds: float = WAIT_S) -> None:
-        try:
-            self.server.wait(condition, what, seconds)
-        except AssertionError as error:
-            said = json.dumps(self.fleet.status(), indent=1) if self.fleet.exists() else "the fleet is gone"
-            entries = "\n".join(map(repr, self.fleet.partitions()))
-            raise AssertionError(f"{error}\n{said}\n{entries}") from error
 
 
 @pytest.fixture
@@ -85,23 +59,13 @@ async def test_a_fleet_becomes_what_it_says_and_then_nothing_is_written(scene: S
         kinds = sorted(found["metadata"]["name"] for found in fleet.children())
         assert {"trucks", "trucks-api", "trucks-workers", "trucks-worker", "trucks-rules-0000000001"} <= set(kinds)
         with played_workers.playing(fleet) as played:
-            _play_until(scene, played, lambda: fleet.condition("Progressing")["status"] == "False", "nothing to do")
+            scene.play_until(played, lambda: fleet.condition("Progressing")["status"] == "False", "nothing to do")
             _stands_still(fleet, operator)
         own = fleet.get()
         assert own["metadata"]["finalizers"] == ["fleettwin.io/final-checkpoint"]
         assert "kopf" not in json.dumps([own, *fleet.children()])
         assert operator.get("/healthz") == (200, "ok\n")
         assert operator.get("/readyz") == (200, "ok\n")
-
-
-def _play_until(
-    scene: Scene, played: played_workers.Played, condition: Callable[[], object], what: str, seconds: float = WAIT_S
-) -> None:
-    def holds() -> object:
-        played.play()
-        return condition()
-
-    scene.until(holds, what, seconds)
 
 
 def _stands_still(fleet: Fleet, operator: operator_process.Operator) -> None:
@@ -126,30 +90,30 @@ async def test_edits(scene: Scene, kinesis: streams.Streams) -> None:
     fleet = scene.fleet
     scene.apply()
     with operator_process.running(scene.kubeconfig, scene.namespace), played_workers.playing(fleet) as played:
-        _play_until(scene, played, lambda: fleet.condition("Ready")["status"] == "True", "Ready", 90)
+        scene.play_until(played, lambda: fleet.condition("Ready")["status"] == "True", "Ready", 90)
         began = time.time()
         fleet.edit(rules={"temperature": {"threshold": 70.0}})
         scene.until(lambda: fleet.status()["rules"]["generation"] == 2, "the new rules' generation", 10)
         assert time.time() - began < 2.0
         assert began + 0.9 < fleet.status()["rules"]["effectiveMs"] / 1000 < began + 3.0
-        _play_until(scene, played, lambda: fleet.condition("RulesApplied")["status"] == "True", "RulesApplied")
+        scene.play_until(played, lambda: fleet.condition("RulesApplied")["status"] == "True", "RulesApplied")
 
-        # Two profiles of one prefix: what the schema lets through and the parser doesn't.
-        fleet.edit(profiles=[{"name": "a", "match": {"deviceIdRegex": "("}, "rules": {}}])
+        # A name of a class that the API server's regular expressions know, and a worker's don't.
+        fleet.edit(profiles=[{"name": "a", "match": {"deviceIdRegex": r"\p{Letter}+"}, "rules": {}}])
         scene.until(lambda: fleet.condition("RulesApplied")["reason"] == "SpecInvalid", "the wrong field is told")
         assert "spec.profiles[0].match.deviceIdRegex" in fleet.condition("RulesApplied")["message"]
         assert fleet.status()["rules"]["generation"] == 2
         fleet.edit(profiles=[])
-        _play_until(scene, played, lambda: fleet.condition("RulesApplied")["status"] == "True", "good rules again")
+        scene.play_until(played, lambda: fleet.condition("RulesApplied")["status"] == "True", "good rules again")
 
         _by_other_hands(scene)
 
         fleet.edit(replicas=3)
         stateful_set = fleet.path("statefulsets", "trucks", "/apis/apps/v1")
         scene.until(lambda: scene.server.request("GET", stateful_set)["spec"]["replicas"] == 3, "three workers")
-        _play_until(scene, played, lambda: fleet.status()["readyReplicas"] == 3, "the third worker")
+        scene.play_until(played, lambda: fleet.status()["readyReplicas"] == 3, "the third worker")
         fleet.edit(replicas=1)
-        _play_until(scene, played, lambda: len(played.pods()) == 1, "the last two are emptied, then gone", 120)
+        scene.play_until(played, lambda: len(played.pods()) == 1, "the last two are emptied, then gone", 120)
         assert {entry.spec.worker for entry in fleet.partitions()} == {"trucks-0"}
 
 
@@ -217,13 +181,13 @@ async def test_deletion_waits_for_the_final_checkpoint_and_takes_everything_alon
     fleet = scene.fleet
     scene.apply()
     with operator_process.running(scene.kubeconfig, scene.namespace), played_workers.playing(fleet) as played:
-        _play_until(scene, played, lambda: fleet.condition("Ready")["status"] == "True", "Ready", 90)
+        scene.play_until(played, lambda: fleet.condition("Ready")["status"] == "True", "Ready", 90)
         fleet.delete()
         scene.until(lambda: not any(entry.spec.worker for entry in fleet.partitions()), "partitions are let go")
         assert fleet.exists()
         assert fleet.condition("Ready")["reason"] == "Deleting"
         assert {entry.status.phase for entry in fleet.partitions()} == {Phase.RUNNING}
-        _play_until(scene, played, lambda: not fleet.exists(), "the fleet goes when its partitions are released")
-        _play_until(scene, played, lambda: not fleet.children() and not fleet.partitions(), "and takes all along")
+        scene.play_until(played, lambda: not fleet.exists(), "the fleet goes when its partitions are released")
+        scene.play_until(played, lambda: not fleet.children() and not fleet.partitions(), "and takes all along")
         events = scene.server.request("GET", fleet.path("events"))["items"]
         assert "FinalCheckpointTaken" in {event["reason"] for event in events}

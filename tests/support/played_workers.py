@@ -48,6 +48,7 @@ class _Worker:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        """Idempotent."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -58,6 +59,7 @@ class Played:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self._workers: dict[str, _Worker] = {}
+        self._silent: set[str] = set()
 
     def play(self) -> None:
         pods = self.pods()
@@ -65,13 +67,23 @@ class Played:
             self._run(pod)
         for name in self._workers.keys() - {pod["metadata"]["uid"] for pod in pods}:
             self._workers.pop(name).close()
-        newest = int((self.fleet.status().get("rules") or {}).get("generation") or 0)
+        status = self.fleet.status() if self.fleet.exists() else {}
+        newest = int((status.get("rules") or {}).get("generation") or 0)
         for worker in self._workers.values():
             worker.generation = newest
         entries = self.fleet.partitions()
         ended = {parent for entry in entries for parent in entry.spec.parents}
         for entry in entries:
             self._own(entry, is_ended=entry.spec.shard_id in ended)
+
+    def silence(self, name: str) -> None:
+        """The worker is gone with its node: it answers nobody, its pod isn't ready any more, and nobody takes the pod away."""
+        pod = next(found for found in self.pods() if found["metadata"]["name"] == name)
+        self._silent.add(name)
+        self._workers[pod["metadata"]["uid"]].close()
+        now = _now()
+        unready = [{"type": "Ready", "status": "False", "lastTransitionTime": now}]
+        self._patch(self.fleet.path("pods", name) + "/status", {"status": {"conditions": unready}})
 
     def pods(self) -> list[dict[str, Any]]:
         selector = f"?labelSelector=fleettwin.io/fleet={self.fleet.name}"
@@ -83,7 +95,7 @@ class Played:
         if uid in self._workers:
             return
         worker = self._workers[uid] = _Worker()
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = _now()
         image = pod["spec"]["containers"][0]["image"]
         container = {"name": "worker", "image": image, "imageID": "", "ready": True, "restartCount": 0}
         status = {
@@ -102,6 +114,8 @@ class Played:
         now_ms = int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
         checkpoint = CheckpointStatus(key="base-1.parquet", epoch=spec.epoch, time_ms=now_ms, sequence_number="1")
         if situation.stage(entry) is situation.Stage.CLOSED:
+            return
+        if spec.worker in self._silent or (not spec.worker and status.worker in self._silent):
             return
         if spec.worker and (status.worker, status.epoch) != (spec.worker, spec.epoch):
             is_free = not status.worker or status.phase is Phase.RELEASED or spec.takeover == spec.epoch
@@ -145,6 +159,10 @@ class Played:
     def close(self) -> None:
         while self._workers:
             self._workers.popitem()[1].close()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class _Conflict(Exception):
