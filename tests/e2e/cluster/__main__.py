@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.e2e.cluster import errors, keeping, needs
+from tests.e2e.cluster import errors, keeping, needs, sweeping
 from tests.support import server_process
 
 
@@ -39,6 +39,8 @@ def run(told: argparse.Namespace, rest: list[str]) -> None:
         keeping.keep(told.nodes, told.images)
     elif told.command == "down":
         keeping.down()
+        for swept in sweeping.sweep():
+            print(f"left behind by a cluster that was killed, and gone now: {swept}")
     elif told.command == "check":
         needs.check()
     elif told.command == "install":

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.cluster import errors, names, needs, network, node, volumes
+from tests.e2e.cluster import errors, names, needs, network, node, sweeping, volumes
 from tests.support import api_server, kube_api
 
 READY_S_MAX = 180.0
@@ -184,10 +182,8 @@ def running(nodes: int = 2, images: Sequence[Path] = ()) -> Iterator[LocalCluste
     """A ready cluster with these image archives (the pause image among them). Raises NotHereError before anything is begun."""
     assert 1 <= nodes <= network.NODES_MAX
     needs.check()
-    folder = Path(tempfile.mkdtemp(prefix="fleet-twin-cluster-"))
-    # Pods' own users must get through to their volumes.
-    folder.chmod(0o755)
-    cluster = LocalCluster(folder, f"fleet-twin-{os.getpid()}")
+    sweeping.sweep()
+    cluster = LocalCluster(sweeping.make_folder(), sweeping.namespace())
     try:
         cluster.start(nodes, images)
         yield cluster
