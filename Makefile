@@ -37,6 +37,7 @@ sim-mutants: setup ## plants bugs in the production code, one at a time, and loo
 e2e: setup ## a whole Kubernetes cluster made on this machine (Debian, root; docs/testing.md), real workers, real emulators
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
 	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
+	@$(VENV)/bin/python -m tests.support.go_tools >/dev/null
 	@tests/e2e/packages.sh && $(VENV)/bin/python -m tests.e2e.images >/dev/null || echo "fleet-twin: going on without a cluster" >&2
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster" $(PYTEST_ARGS)
 
@@ -44,6 +45,7 @@ e2e: setup ## a whole Kubernetes cluster made on this machine (Debian, root; doc
 test: lint ## lint, then every test that this machine can run [PYTEST_ARGS=…]
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
 	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
+	@$(VENV)/bin/python -m tests.support.go_tools >/dev/null
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes and not cluster"
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m "processes and not cluster"
