@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.e2e import scene as scenes
 
@@ -19,6 +20,8 @@ KINDS = (
     "roles,rolebindings,serviceaccounts"
 )
 METRICS_S_MAX = 5
+REPORT = pytest.StashKey[list[str]]()
+"""Lines for the end of a run."""
 
 
 async def gather(scene: scenes.Scene, test: str) -> Path:

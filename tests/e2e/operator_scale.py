@@ -72,7 +72,6 @@ class Told:
 
 async def measured(asked: Asked, server: api_server.ApiServer, folder: Path) -> Told:
     """On an API server with controllers and without other fleets. Needs aws_env.apply()."""
-    folder.mkdir(parents=True, exist_ok=True)
     api: kube_api.KubeApi = server
     with kinesis_local.running(shard_limit=asked.fleets * asked.partitions + 10) as kinesis_url:
         async with streams.Streams.at(kinesis_url) as kinesis:

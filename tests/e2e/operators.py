@@ -5,18 +5,27 @@ It installs nothing from the chart: `installing` does.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from tests.e2e import providers
 from tests.support import server_process
 
 IMAGE = "localhost/fleet-twin:dev"
 LEASE_NAMESPACE = "fleet-twin-system"
+RELEASE = "fleet-twin"
+CHART = Path(__file__).parents[2] / "charts" / "fleet-twin"
+HELM_S_MAX = 180
+READY_S_MAX = 120.0
+LOOK_AGAIN_S = 0.2
 
 
 class Operator(Protocol):
@@ -96,3 +105,70 @@ class OperatorProcess:
     def gather(self, folder: Path) -> None:
         if self._log_path.exists():
             (folder / "operator.log").write_bytes(self._log_path.read_bytes())
+
+
+class OperatorPod:
+    """Installed by the chart, as a user does it. It needs a cluster with images, and one whose processes can be reached, to be killed."""
+
+    def __init__(self, cluster: providers.Cluster, helm: Path, image: str, environment: Mapping[str, str]) -> None:
+        """image: `repository:tag`."""
+        self._cluster, self._helm = cluster, helm
+        repository, _, tag = image.rpartition(":")
+        env = [{"name": name, "value": value} for name, value in environment.items()]
+        self.values = {"image": {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}, "env": env}
+
+    def install(self, chart: Path = CHART, **values: object) -> str:
+        """Or upgrades; what helm printed. Returns when the operator is ready. values: over its own."""
+        return self.helm(
+            *("upgrade", "--install", RELEASE, str(chart), "--create-namespace", "--values=-"),
+            *("--wait", f"--timeout={HELM_S_MAX}s"),
+            stdin=json.dumps({**self.values, **values}),
+        )
+
+    def uninstall(self) -> str:
+        return self.helm("uninstall", RELEASE, "--wait", f"--timeout={HELM_S_MAX}s")
+
+    def helm(self, *words: str, stdin: str = "") -> str:
+        command = [
+            str(self._helm),
+            *words,
+            f"--namespace={LEASE_NAMESPACE}",
+            f"--kubeconfig={self._cluster.kubeconfig}",
+        ]
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=HELM_S_MAX + 60, check=False
+        )
+        assert done.returncode == 0, f"helm {' '.join(words)}: {done.stderr}{done.stdout}"
+        return done.stdout
+
+    def start(self) -> None:
+        """Waits until the kubelet has started it again."""
+        deadline = time.monotonic() + READY_S_MAX
+        while True:
+            told = [condition for pod in self._pods() for condition in pod["status"].get("conditions") or ()]
+            if any(entry["type"] == "Ready" and entry["status"] == "True" for entry in told):
+                return
+            assert time.monotonic() < deadline, f"the operator isn't ready after {READY_S_MAX} s"
+            time.sleep(LOOK_AGAIN_S)  # a poll with a deadline
+
+    def kill(self) -> None:
+        for pod in self._pods():
+            for pid in asyncio.run(self._cluster.processes(pod["metadata"]["uid"], "operator"))[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+    def gather(self, folder: Path) -> None:
+        logs = self._asked("logs", "--selector=app.kubernetes.io/component=operator", "--tail=-1", "--prefix")
+        (folder / "operator.log").write_text(logs)
+
+    def _pods(self) -> list[dict[str, Any]]:
+        told = self._asked("get", "pods", "--selector=app.kubernetes.io/component=operator", "-o=json")
+        found: list[dict[str, Any]] = json.loads(told)["items"]
+        return found
+
+    def _asked(self, *words: str) -> str:
+        command = [str(self._cluster.kubectl), f"--kubeconfig={self._cluster.kubeconfig}", *words]
+        done = subprocess.run(
+            [*command, f"--namespace={LEASE_NAMESPACE}"], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+        return done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 from aiobotocore import session as aio_session
 
 from tests.e2e import operators, providers, scene
-from tests.support import aws_env, kinesis_local, versitygw
+from tests.support import aws_env, go_tools, kinesis_local, versitygw
 
 
 @contextlib.contextmanager
@@ -33,6 +33,25 @@ def with_processes(cluster: providers.Cluster, folder: Path) -> Iterator[scene.S
             yield stage
         finally:
             operator.stop()
+
+
+@contextlib.contextmanager
+def with_chart(cluster: providers.Cluster, image: str, folder: Path) -> Iterator[scene.Stage]:
+    """The operator by the chart, emulators beside the cluster at the address that pods see. From inside `cluster.entered()`; raises as
+    with_processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    helm = go_tools.program("helm-3")
+    with (
+        kinesis_local.running(address=cluster.address) as kinesis_url,
+        versitygw.running(cluster.address) as store_url,
+    ):
+        asyncio.run(_make_bucket(store_url))
+        operator = operators.OperatorPod(cluster, helm, image, {"AWS_ENDPOINT_URL_KINESIS": kinesis_url})
+        operator.install()
+        try:
+            yield scene.Stage(cluster, operator, kinesis_url, store_url, folder)
+        finally:
+            operator.uninstall()
 
 
 async def _make_bucket(store_url: str) -> None:

@@ -1,0 +1,81 @@
+"""The stage of the end-to-end tests: one cluster for the session, the chart's operator on it, a namespace for each scenario.
+
+FLEET_TWIN_E2E_PROVIDER: kind, local (made on this machine: Debian, root), or current (the kubeconfig at hand: never chosen by itself).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.e2e import artifacts, images, providers, scene, staging
+from tests.e2e.cluster import errors
+from tests.e2e.providers import current, kind, local
+from tests.support import aws_env, go_toolchain, node, versitygw
+
+NODES = 2
+MISSING = (errors.NotHereError, go_toolchain.NoGoError, node.NoNodeError, versitygw.NoGoError)
+
+
+def chosen() -> str:
+    told = os.environ.get("FLEET_TWIN_E2E_PROVIDER")
+    return told or ("kind" if shutil.which("docker") and shutil.which("kind") else "local")
+
+
+def provided(made: images.Images) -> contextlib.AbstractContextManager[providers.Cluster]:
+    name = chosen()
+    if name == "local":
+        return local.running(NODES, made.archives())
+    if name == "kind":
+        return kind.running(made.archives())
+    assert name == "current", f"FLEET_TWIN_E2E_PROVIDER is {name!r}: kind, local or current"
+    return current.running()
+
+
+@pytest.fixture(scope="session")
+def project_images() -> images.Images:
+    return images.build_all()
+
+
+@pytest.fixture(scope="session")
+def stage(
+    project_images: images.Images, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[scene.Stage]:
+    folder = tmp_path_factory.mktemp("stage")
+    with pytest.MonkeyPatch.context() as patched:
+        aws_env.apply(patched)
+        try:
+            with (
+                provided(project_images) as cluster,
+                cluster.entered(),
+                staging.with_chart(cluster, project_images.project.name, folder) as made,
+            ):
+                yield made
+                request.config.stash[artifacts.REPORT] = made.report
+        except MISSING as missing:
+            pytest.skip(f"no cluster can be made here: {missing}")
+
+
+@pytest.fixture
+async def a_scene(
+    stage: scene.Stage, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[scene.Scene]:
+    aws_env.apply(monkeypatch)
+    namespace = request.node.name.removeprefix("test_").replace("_", "-")[:40].strip("-")
+    async with scene.opened(stage, namespace) as opened:
+        failed = request.session.testsfailed
+        yield opened
+        if request.session.testsfailed > failed:
+            print(f"what is left of it: {await artifacts.gather(opened, request.node.name)}")
+        await scene.closed(opened)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    report = config.stash.get(artifacts.REPORT, [])
+    if report:
+        terminalreporter.section("fleets on a cluster")
+        terminalreporter.write_line("\n".join(report))
