@@ -1,0 +1,252 @@
+"""Plans carried out on an API server of plain values: order, conditions, and what an error means for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fleet_model import hashing, twin_partition
+from fleet_operator import acting, actions, cache, errors, kinds, looking, naming, observed, stream_watch
+from fleet_operator.acting import End
+from fleet_operator.actions import Plan
+from tests.unit import test_operator_plan as scenes
+from tests.unit import test_operator_resources as objects
+
+NOW_MS = scenes.NOW_MS
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ms = NOW_MS
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic(self) -> float:
+        return self.ms / 1000
+
+
+class Api:
+    """Keeps what it was asked; `fails` says with what a verb on a name ends."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.fails: dict[tuple[str, str], errors.OperatorError] = {}
+        self.version = 100
+
+    def _do(self, verb: str, name: str, **told: Any) -> dict[str, Any]:
+        self.asked.append((verb, name, told))
+        if (verb, name) in self.fails:
+            raise self.fails[verb, name]
+        self.version += 1
+        body = told.get("body") or {}
+        metadata = {"name": name, "namespace": "depot", **body.get("metadata", {})}
+        return {**body, "metadata": {**metadata, "resourceVersion": str(self.version)}}
+
+    def create(self, kind: kinds.Kind, namespace: str, manifest: dict[str, Any]) -> dict[str, Any]:
+        return self._do("create", manifest["metadata"]["name"], body=manifest)
+
+    def apply(self, kind: kinds.Kind, namespace: str, manifest: dict[str, Any]) -> dict[str, Any]:
+        return self._do("apply", manifest["metadata"]["name"], body=manifest)
+
+    def merge(self, kind: kinds.Kind, namespace: str, name: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        return self._do("merge", name, body=change)
+
+    def replace(
+        self, kind: kinds.Kind, namespace: str, manifest: dict[str, Any], subresource: str, within_s: float
+    ) -> dict[str, Any]:
+        return self._do("replace", manifest["metadata"]["name"], body=manifest, within_s=within_s)
+
+    def delete(self, kind: kinds.Kind, namespace: str, name: str, options: Mapping[str, Any]) -> None:
+        self._do("delete", name, options=options)
+
+    @property
+    def verbs(self) -> list[tuple[str, str]]:
+        return [(verb, name) for verb, name, _ in self.asked]
+
+
+class Scene:
+    def __init__(self, **look: Any) -> None:
+        self.api, self.clock = Api(), Clock()
+        self.leads = True
+        self.cache = cache.Cache()
+        document = {
+            **scenes.document(),
+            "metadata": {"name": "trucks", "namespace": "depot", "uid": "fleet-uid", "resourceVersion": "7"},
+        }
+        taken = dataclasses.replace(scenes.Cluster().look(), now_ms=NOW_MS, **look)
+        self.taken = looking.Taken(taken, document, stream_watch.Seen(is_asked=True))
+
+    def _check(self) -> None:
+        if not self.leads:
+            raise errors.NotLeadingError("lost")
+
+    def act(self, *todo: actions.Action) -> acting.Result:
+        acts = acting.Acting(self.api, self.cache, self._check, self.clock)
+        return acts.carry_out(self.taken, Plan(todo, "because"))
+
+
+def entry(number: int, version: str = "5") -> twin_partition.TwinPartition:
+    key_range = hashing.HashKeyRange()
+    spec = twin_partition.Spec("trucks", "telemetry", f"shardId-{number}", key_range, worker="trucks-0", epoch=2)
+    return twin_partition.TwinPartition("depot", f"trucks-{number}", spec, resource_version=version)
+
+
+def child(name: str) -> naming.Manifest:
+    return {"kind": "Service", "apiVersion": "v1", "metadata": {"name": name}}
+
+
+def test_in_order_and_all_of_it() -> None:
+    scene = Scene()
+    result = scene.act(
+        actions.AddFinalizer(),
+        actions.WriteStatus({"observedGeneration": 1}),
+        actions.Apply(child("a")),
+        actions.ChangePartition(entry(1)),
+        actions.RestartPod("trucks-1", "uid-1"),
+    )
+    assert scene.api.verbs == [
+        ("merge", "trucks"),
+        ("replace", "trucks"),
+        ("apply", "a"),
+        ("merge", "trucks-1"),
+        ("delete", "trucks-1"),
+    ]
+    assert (result.end, result.done, result.is_told) == (End.DONE, 5, True)
+
+
+def test_the_status_is_written_over_what_the_finalizer_left() -> None:
+    scene = Scene()
+    scene.act(actions.AddFinalizer(), actions.WriteStatus({"observedGeneration": 1}))
+    (_, _, first), (_, _, second) = scene.api.asked
+    assert first["body"]["metadata"] == {"finalizers": [naming.FINALIZER], "resourceVersion": "7"}
+    assert second["body"]["metadata"]["resourceVersion"] == "101"
+
+
+def test_who_doesnt_lead_writes_nothing() -> None:
+    scene = Scene()
+    scene.leads = False
+    result = scene.act(actions.AddFinalizer(), actions.Apply(child("a")))
+    assert scene.api.asked == []
+    assert result.end is End.FAILED
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (errors.ApiUnavailableError("away"), End.FAILED),
+        (errors.ConflictError("another"), End.CONFLICT),
+        (errors.MissingError("gone"), End.CONFLICT),
+    ],
+)
+def test_nothing_after_one_that_failed(error: errors.OperatorError, end: End) -> None:
+    scene = Scene()
+    scene.api.fails["apply", "a"] = error
+    result = scene.act(actions.Apply(child("a")), actions.Apply(child("b")), actions.ChangePartition(entry(1)))
+    assert scene.api.verbs == [("apply", "a")]
+    assert (result.end, result.refusals) == (end, ())
+
+
+def test_a_refused_object_of_the_fleets_own_holds_nothing_else_up() -> None:
+    scene = Scene()
+    scene.api.fails["apply", "a"] = errors.RefusedError("exceeded quota")
+    result = scene.act(actions.Apply(child("a")), actions.ChangePartition(entry(1)))
+    assert scene.api.verbs == [("apply", "a"), ("merge", "trucks-1")]
+    assert (result.end, result.refusals, result.done) == (End.REFUSED, ("exceeded quota",), 1)
+
+
+def test_a_refused_partition_ends_it_since_its_children_come_after_it() -> None:
+    scene = Scene()
+    scene.api.fails["create", "parent"] = errors.RefusedError("no right")
+    made = [{"kind": "TwinPartition", "metadata": {"name": name}} for name in ("parent", "child")]
+    result = scene.act(*map(actions.Create, made))
+    assert scene.api.verbs == [("create", "parent")]
+    assert result.end is End.REFUSED
+
+
+def test_partitions_are_each_a_matter_of_their_own() -> None:
+    scene = Scene()
+    scene.api.fails["merge", "trucks-1"] = errors.ConflictError("its owner wrote")
+    result = scene.act(actions.ChangePartition(entry(1)), actions.ChangePartition(entry(2)))
+    assert scene.api.verbs == [("merge", "trucks-1"), ("merge", "trucks-2")]
+    assert (result.end, result.done) == (End.CONFLICT, 1)
+
+
+def test_a_partition_is_changed_over_the_version_that_was_read() -> None:
+    scene = Scene()
+    scene.act(actions.ChangePartition(entry(1, version="42")), actions.DeletePartition(entry(2, version="43")))
+    (_, _, changed), (_, _, deleted) = scene.api.asked
+    assert changed["body"]["metadata"] == {"resourceVersion": "42"}
+    assert changed["body"]["spec"]["epoch"] == 2
+    assert deleted["options"]["preconditions"] == {"resourceVersion": "43"}
+
+
+def test_a_child_is_applied_to_the_object_that_was_looked_at() -> None:
+    scene = Scene(children={("Service", "a"): {"metadata": {"name": "a", "uid": "uid-a"}}})
+    scene.act(actions.Apply(child("a")), actions.Apply(child("b")))
+    assert scene.api.asked[0][2]["body"]["metadata"]["uid"] == "uid-a"
+    assert "uid" not in scene.api.asked[1][2]["body"]["metadata"]
+
+
+def test_what_is_gone_already_is_deleted() -> None:
+    scene = Scene()
+    scene.api.fails["delete", "a"] = errors.MissingError("gone")
+    scene.api.fails["delete", "trucks-1"] = errors.ConflictError("another pod of that name")
+    result = scene.act(
+        actions.Delete("Service", "a", "uid-a"), actions.RestartPod("trucks-1", "old"), actions.Apply(child("b"))
+    )
+    assert result.end is End.DONE
+    assert scene.api.verbs[-1] == ("apply", "b")
+
+
+def test_a_set_that_leaves_its_pods_alone() -> None:
+    scene = Scene()
+    scene.act(actions.Delete("StatefulSet", "trucks", "uid-s", orphan=True))
+    options = scene.api.asked[0][2]["options"]
+    assert (options["propagationPolicy"], options["preconditions"]) == ("Orphan", {"uid": "uid-s"})
+
+
+STAMPED = {"rules": {"generation": 2}}
+
+
+def test_a_new_generation_is_published_in_time_or_stamped_anew() -> None:
+    scene = Scene(status={"rules": {"generation": 1}})
+    scene.clock.ms = NOW_MS + 200
+    scene.act(actions.WriteStatus(STAMPED))
+    assert scene.api.asked[0][2]["within_s"] == pytest.approx((looking.PUBLISH_MS - 200) / 1000)
+    late = Scene(status={"rules": {"generation": 1}})
+    late.clock.ms = NOW_MS + looking.PUBLISH_MS - 100
+    result = late.act(actions.WriteStatus(STAMPED), actions.Apply(child("a")))
+    assert late.api.asked == []
+    assert (result.end, result.is_told) == (End.EXPIRED, False)
+
+
+def test_a_status_without_new_rules_has_all_the_time() -> None:
+    scene = Scene(status={"rules": {"generation": 2}})
+    scene.clock.ms = NOW_MS + 60_000
+    scene.act(actions.WriteStatus(STAMPED))
+    assert scene.api.asked[0][2]["within_s"] == acting.WRITE_S
+
+
+def test_events_wait_for_the_status_that_they_belong_to() -> None:
+    scene = Scene()
+    scene.api.fails["replace", "trucks"] = errors.ConflictError("edited")
+    assert not scene.act(actions.WriteStatus({})).is_told
+    later = Scene()
+    later.api.fails["apply", "a"] = errors.ConflictError("edited")
+    assert later.act(actions.WriteStatus({}), actions.Apply(child("a"))).is_told
+
+
+def test_own_writes_are_known_at_once() -> None:
+    scene = Scene()
+    manifest = {**child("a"), "metadata": {"name": "a", "namespace": "depot", "labels": {naming.FLEET: "trucks"}}}
+    scene.act(actions.Apply(manifest))
+    assert len(scene.cache.of_fleet(kinds.SERVICE, ("depot", "trucks"))) == 1
+
+
+def test_scenes_are_of_this_fleet() -> None:
+    assert Scene().taken.look.owner == objects.OWNER
+    assert isinstance(Scene().taken.look, observed.Look)

@@ -1,0 +1,178 @@
+"""What is known of a fleet's stream, in virtual time: when it is asked, how old it may be, and what its clock says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fleet_model import hashing, parse, partition
+from fleet_operator import errors, stream_watch
+from fleet_operator.adapters import streams
+from fleet_operator.kinds import FleetKey
+from tests.support import virtual_time
+from tests.unit import test_operator_plan as scenes
+
+FLEET: FleetKey = ("depot", "trucks")
+SHARD = partition.Shard("shardId-0", hashing.HashKeyRange())
+AHEAD_MS = 12_345
+"""Of Kinesis' clock before ours."""
+
+
+class Clock:
+    def now_ms(self) -> int:
+        return virtual_time.EPOCH_MS + round(self.monotonic() * 1000)
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.shards: tuple[partition.Shard, ...] = (SHARD,)
+        self.is_away = False
+        self.asked: list[float] = []
+        self.places: list[streams.Place] = []
+        self.woken = 0
+        self.watch = stream_watch.StreamWatch(self, self._credentials, Clock(), self._wake)
+
+    async def look(self, place: streams.Place) -> streams.Answer:
+        self.asked.append(Clock().monotonic())
+        self.places.append(place)
+        await asyncio.sleep(0.01)
+        if self.is_away:
+            raise errors.StreamUnavailableError("away")
+        return streams.Answer(self.shards, 86_400_000, (Clock().now_ms() + AHEAD_MS) // 1000 * 1000)
+
+    async def _credentials(self, fleet: FleetKey, secret: str) -> streams.Credentials:
+        return streams.Credentials(secret, "s")
+
+    def _wake(self, fleet: FleetKey) -> None:
+        self.woken += 1
+
+
+def play(scene: Scene, story: Callable[[], Coroutine[Any, Any, None]], **spec: Any) -> None:
+    async def body() -> None:
+        scene.watch.follow(FLEET, parse.parse(scenes.document(**spec)))
+        loop = asyncio.create_task(scene.watch.run())
+        await story()
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+
+    virtual_time.run(body())
+
+
+def test_it_is_asked_at_once_and_then_each_half_minute() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        assert not scene.watch.seen(FLEET).is_asked
+        await asyncio.sleep(1)
+        assert scene.watch.seen(FLEET).shards == (SHARD,)
+        assert scene.woken == 1
+        await asyncio.sleep(300)
+
+    play(scene, story)
+    assert 10 <= len(scene.asked) <= 14
+    assert scene.woken == 1  # nothing changed
+
+
+def test_a_hint_brings_the_next_look_near_and_not_nearer_than_it_may_be() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await asyncio.sleep(5)
+        for _ in range(100):
+            scene.watch.hint(FLEET)
+            await asyncio.sleep(0.1)
+
+    play(scene, story)
+    assert 4 <= len(scene.asked) <= 7
+
+
+def test_new_shards_wake_the_fleet() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await asyncio.sleep(1)
+        scene.shards = (SHARD, partition.Shard("shardId-1", hashing.HashKeyRange(), ("shardId-0",)))
+        await asyncio.sleep(31)
+        assert len(scene.watch.seen(FLEET).shards or ()) == 2
+
+    play(scene, story)
+    assert scene.woken == 2
+
+
+def test_a_stream_that_cant_be_listed_is_unknown_after_a_while_and_its_clock_later() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await asyncio.sleep(1)
+        scene.is_away = True
+        await asyncio.sleep(60)
+        assert scene.watch.seen(FLEET).shards == (SHARD,)
+        assert scene.watch.seen(FLEET).why == "away"
+        await asyncio.sleep(120)
+        seen = scene.watch.seen(FLEET)
+        assert seen.shards is None
+        assert seen.now_ms is not None
+        await asyncio.sleep(stream_watch.CLOCK_S_MAX)
+        assert scene.watch.seen(FLEET).now_ms is None
+        scene.is_away = False
+        await asyncio.sleep(15)
+        assert scene.watch.seen(FLEET).shards == (SHARD,)
+
+    play(scene, story)
+
+
+def test_a_stream_that_never_answered_was_asked_all_the_same() -> None:
+    scene = Scene()
+    scene.is_away = True
+
+    async def story() -> None:
+        await asyncio.sleep(1)
+        seen = scene.watch.seen(FLEET)
+        assert (seen.is_asked, seen.shards, seen.now_ms, seen.why) == (True, None, None, "away")
+
+    play(scene, story)
+    assert scene.woken == 1
+
+
+def test_the_clock_is_found_though_headers_are_cut_to_seconds() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await asyncio.sleep(600)
+        now_ms = scene.watch.seen(FLEET).now_ms
+        assert now_ms is not None
+        true_ms = Clock().now_ms() + AHEAD_MS
+        assert true_ms - 300 <= now_ms <= true_ms + 20
+
+    play(scene, story)
+
+
+def test_the_fleets_own_credentials_and_place() -> None:
+    scene = Scene()
+    aws = {"region": "eu-west-1", "endpointURL": "http://127.0.0.1:1", "credentialsSecretRef": {"name": "keys"}}
+
+    async def story() -> None:
+        await asyncio.sleep(1)
+
+    play(scene, story, aws=aws)
+    assert scene.places[0] == streams.Place(
+        scenes.STREAM, "eu-west-1", "http://127.0.0.1:1", streams.Credentials("keys", "s")
+    )
+
+
+def test_a_fleet_that_is_forgotten_is_asked_no_more() -> None:
+    scene = Scene()
+
+    async def story() -> None:
+        await asyncio.sleep(1)
+        scene.watch.forget(FLEET)
+        await asyncio.sleep(120)
+
+    play(scene, story)
+    assert len(scene.asked) == 1
