@@ -121,7 +121,9 @@ class WatchedSink:
         self.breaks: Exception | None = None
         self.stuck: effects.Target | None = None
 
-    async def publish(self, entries: Sequence[effects.OutboxEntry]) -> ports.PublishResult:
+    async def publish(
+        self, entries: Sequence[effects.OutboxEntry], may_go_on: Callable[[], bool] = ports.always
+    ) -> ports.PublishResult:
         if self.breaks is not None:
             raise self.breaks
         if any(entry.effect.target is self.stuck for entry in entries):
@@ -129,7 +131,7 @@ class WatchedSink:
         self.given |= {entry.number for entry in entries}
         refused = [(entry.number, why) for entry in entries if (why := self.refuses(entry.effect)) is not None]
         unfit = {number for number, _ in refused}
-        result = await self._sink.publish([entry for entry in entries if entry.number not in unfit])
+        result = await self._sink.publish([entry for entry in entries if entry.number not in unfit], may_go_on)
         self.settled |= unfit | set(result.acknowledged) | {number for number, _ in result.refused}
         return Settled(list(result.acknowledged), [*refused, *result.refused])
 

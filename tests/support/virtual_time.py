@@ -46,6 +46,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.now_s
 
+    def stand_still(self, seconds: float) -> None:
+        self._virtual.now_s += seconds
+
 
 class VirtualClock:
     """ports.Clock by the running loop's time. Threads are not used: a blocking function runs at once, on the spot."""
@@ -62,6 +65,13 @@ class VirtualClock:
     async def in_thread(self, function: Callable[[], Answer]) -> Answer:
         await asyncio.sleep(0)
         return function()
+
+
+def stand_still(seconds: float) -> None:
+    """As if the process, or the thread of its loop, had been stopped for so long: time passes, and nothing else happens."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.stand_still(seconds)
 
 
 def run(main: Coroutine[Any, Any, Answer]) -> Answer:

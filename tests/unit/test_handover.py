@@ -301,6 +301,37 @@ def test_effects_wait_while_nobody_can_tell_whether_it_is_still_ours() -> None:
     in_a_crew(body)
 
 
+def test_a_standstill_in_the_middle_of_publishing_holds_what_is_left_until_it_is_known_whose_it_is() -> None:
+    """For longer than a successor needs, and shorter than publishing may go on for."""
+
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        calls: list[float] = []
+
+        def stands_still(call: memory_kinesis.Call) -> memory_kinesis.Fault:
+            if call.operation != "PutRecords" or call.stream != piped.ALERTS:
+                return memory_kinesis.NO_FAULT
+            calls.append(fleet.clock.monotonic())
+            if len(calls) > 1:
+                return memory_kinesis.NO_FAULT
+            virtual_time.stand_still(15.0)
+            away = memory_objects.Fault(failure=memory_objects.UNAVAILABLE)
+            fleet.plans["worker-0"] = lambda call: away
+            fleet.control.cut("worker-0")
+            return memory_kinesis.Fault(failure=memory_kinesis.UNAVAILABLE)
+
+        fleet.kinesis.plan = stands_still
+        for sent in piped.spike(DEVICE):
+            fleet.kinesis.put(piped.TELEMETRY, *sent)
+        await fleet.until(lambda: calls, 60.0)
+        await fleet.clock.sleep(60.0)
+        assert len(calls) == 1, "it went on publishing after it had stood still"
+        fleet.control.mend("worker-0")
+        await fleet.until(lambda: len(fleet.kinesis.records_of(piped.ALERTS)) == 1, 60.0)
+
+    in_a_crew(body)
+
+
 def test_the_way_out_of_a_position_that_the_stream_no_longer_holds() -> None:
     async def body(fleet: Crew) -> None:
         await owned(fleet)

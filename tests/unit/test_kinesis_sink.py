@@ -25,6 +25,9 @@ STREAMS = spec.Streams(
 )
 
 
+INVALID = kinesis_api.Failure(kinesis_api.Trouble.INVALID, "InvalidArgumentException", "not a record")
+
+
 class World:
     """An in-memory Kinesis with every stream of a fleet, and each PutRecords call it gets."""
 
@@ -325,6 +328,28 @@ def test_a_record_refused_by_itself_is_refused() -> None:
     published = virtual_time.run(scenario())
     assert published.acknowledged == [1, 3]
     assert published.refused == [(2, "InvalidArgumentException: too large for this stream")]
+
+
+def test_no_call_is_made_once_whoever_asked_may_not_go_on() -> None:
+    """Neither the next call nor a second try, nor a half of a call that was refused as a whole."""
+
+    async def scenario(fault: memory_kinesis.Fault) -> tuple[World, kinesis_sink.Published]:
+        world = World()
+        world.fault = lambda call: fault
+        entries = [entry(1), entry(2), entry(3, "device-8"), entry(4, target=effects.Target.COMMANDS)]
+        return world, await world.sink.publish(entries, lambda: len(world.puts) < 2)
+
+    first_of_each = {"alerts", "commands"}
+    world, published = virtual_time.run(scenario(memory_kinesis.NO_FAULT))
+    assert sorted(published.acknowledged) == [1, 3, 4]
+    assert {stream for _, stream, _ in world.puts} == first_of_each
+    for failure in (memory_kinesis.UNAVAILABLE, INVALID):
+        world, published = virtual_time.run(scenario(memory_kinesis.Fault(failure=failure)))
+        assert len(world.puts) == 2
+        assert {stream for _, stream, _ in world.puts} == first_of_each
+        assert published.acknowledged == []
+        refused_alone = [4] if failure is INVALID else []
+        assert [number for number, _ in published.refused] == refused_alone
 
 
 def test_a_missing_effect_stream_is_waited_for() -> None:

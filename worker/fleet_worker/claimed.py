@@ -252,9 +252,9 @@ class ClaimedTenure:
     async def may_publish(self) -> None:
         assert self._custody is not None, "not claimed"
         clock = self._around.clock
-        while not self._custody.may_publish(clock.monotonic()):
+        while not self.may_go_on():
             async with self._verifying:
-                if self._custody.may_publish(clock.monotonic()):
+                if self.may_go_on():
                     return
                 if self.is_released:  # taken back, but the manifest doesn't say so yet
                     await clock.sleep(VERIFY_AGAIN_S)
@@ -268,6 +268,10 @@ class ClaimedTenure:
                         error,
                     )
                     await clock.sleep(VERIFY_AGAIN_S)
+
+    def may_go_on(self) -> bool:
+        assert self._custody is not None, "not claimed"
+        return self._custody.may_publish(self._around.clock.monotonic())
 
     async def _verify(self) -> None:
         """By the manifest; where that can't be read, by what the control plane has stored of us."""

@@ -282,7 +282,7 @@ class Holding:
         crew = self._crew
         source = crew.stream.open_shard(self.shard_id, held.start(store))
         drain = asyncio.Event()
-        stay = pipeline.Stay(self.life, held.may_publish, self._drain_max_s)
+        stay = pipeline.Stay(self.life, held.may_publish, self._drain_max_s, held.may_go_on)
         piped = pipeline.PartitionPipeline(crew.around, self.identity, store, source, crew.generations(), stay)
         self.pipeline = piped
         crew.changed(self)

@@ -62,12 +62,13 @@ async def _at_once() -> None:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stay:
     """What whoever runs a pipeline knows of the partition's stay here. life: its phase. may_publish: returns when effects may go out;
-    before that, another owner may have them. drain_max_s: how long a partition that ends waits for its outbox; None: DRAIN_S when
+    before that, another owner may have them. may_go_on: whether they still may. drain_max_s: how long a partition that ends waits for its outbox; None: DRAIN_S when
     it is stopped, and as long as it takes when its shard ended."""
 
     life: lifecycle.Life = dataclasses.field(default_factory=lambda: lifecycle.Life(lifecycle.Phase.RESTORING))
     may_publish: Callable[[], Awaitable[None]] = _at_once
     drain_max_s: Callable[[], float | None] = lambda: None
+    may_go_on: Callable[[], bool] = ports.always
 
 
 class PartitionPipeline(questions.StoreQuestions):
@@ -94,7 +95,8 @@ class PartitionPipeline(questions.StoreQuestions):
         )
         self.residency = residency.Residency(store, self._engine, around.clock)
         self._syncing = syncing.Syncing(store, around.clock, around.metrics, around.fleet.storage)
-        self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics, self._stay.may_publish)
+        may_publish, may_go_on = self._stay.may_publish, self._stay.may_go_on
+        self._publisher = publisher.Publisher(around.sink, around.clock, around.metrics, may_publish, may_go_on)
         self._reader = reading.Reader(source, around.places)
         self._told = around.metrics.partition(identity.shard_id)
         self._no_room = ""  # why the last commit found none

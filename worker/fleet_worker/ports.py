@@ -86,14 +86,22 @@ class Ownership(Protocol):
         """A hint that something may have changed (a shard ended): the next state comes soon."""
 
 
+def always() -> bool:
+    """Nothing stands against it."""
+    return True
+
+
 class EffectSink(Protocol):
     """Publishes effects with PutRecords."""
 
-    async def publish(self, entries: Sequence[effects.OutboxEntry]) -> PublishResult:
+    async def publish(
+        self, entries: Sequence[effects.OutboxEntry], may_go_on: Callable[[], bool] = always
+    ) -> PublishResult:
         """Publishes entries of one partition, keeping each device's order per stream: a call carries at most one effect
         of a device, at most 500 records and 5 MB, and an effect goes only after the one before it was acknowledged.
         Exactly the failed ones are tried again, with jittered back-off, for at most 30 s; what is neither acknowledged
         nor refused by then is in neither list and may be given again. A lost reply may publish an effect twice (same id).
+        may_go_on: asked right before each call; once it says no, none is made any more, and what is left is in neither list.
         """
 
 

@@ -44,10 +44,13 @@ class Publisher:
         clock: ports.Clock,
         told: metrics.Metrics,
         may_publish: Callable[[], Awaitable[None]],
+        may_go_on: Callable[[], bool] = ports.always,
     ) -> None:
-        """may_publish: returns when effects may go out."""
+        """may_publish: returns when effects may go out. may_go_on: whether they still may, asked before each call to Kinesis: publishing
+        takes a while, in which the process may have stood still and lost the partition."""
         self._sink = sink
         self._may_publish = may_publish
+        self._may_go_on = may_go_on
         self._clock = clock
         self._metrics = told
         self._lanes = {target: Lane() for target in effects.Target}
@@ -110,7 +113,7 @@ class Publisher:
             await lane.has_work.wait()
             await self._may_publish()
             entries = list(itertools.islice(lane.waiting, ENTRIES_A_CALL_MAX))
-            result = await self._sink.publish(entries)
+            result = await self._sink.publish(entries, self._may_go_on)
             self._settle(lane, entries, set(result.acknowledged), dict(result.refused))
             if not lane.waiting:
                 lane.has_work.clear()

@@ -67,6 +67,9 @@ class Tenure(Protocol):
     async def may_publish(self) -> None:
         """Returns when effects may go out. Raises FencedError."""
 
+    def may_go_on(self) -> bool:
+        """Whether effects still may, without asking anybody."""
+
     def drain_max_s(self) -> float | None:
         """As pipeline.Stay."""
 
@@ -146,6 +149,9 @@ class LocalTenure:
 
     async def may_publish(self) -> None:
         """Nobody else could have."""
+
+    def may_go_on(self) -> bool:
+        return True
 
     def drain_max_s(self) -> float | None:
         return None

@@ -25,7 +25,7 @@ from fleet_cli import loop
 from fleet_cli.bench import kernel
 from fleet_cli.bench import tape as tapes
 from fleet_model import partition, rules, spec
-from fleet_worker import metrics, pipeline, reading, surroundings
+from fleet_worker import metrics, pipeline, ports, reading, surroundings
 from fleet_worker.adapters import clock, kinesis_sink, lmdb_store
 from fleet_worker.core import commits, deaggregate, decode, effects, records
 
@@ -157,7 +157,9 @@ class AcknowledgingSink:
     def __init__(self) -> None:
         self.published = 0
 
-    async def publish(self, entries: Sequence[effects.OutboxEntry]) -> kinesis_sink.Published:
+    async def publish(
+        self, entries: Sequence[effects.OutboxEntry], may_go_on: Callable[[], bool] = ports.always
+    ) -> kinesis_sink.Published:
         self.published += len(entries)
         return kinesis_sink.Published(acknowledged=[entry.number for entry in entries])
 

@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fleet_model import spec
 from fleet_worker import ports
@@ -116,7 +116,9 @@ class KinesisSink:
             effects.Target.DEAD_LETTER: streams.dead_letter,
         }
 
-    async def publish(self, entries: Sequence[effects.OutboxEntry]) -> Published:
+    async def publish(
+        self, entries: Sequence[effects.OutboxEntry], may_go_on: Callable[[], bool] = ports.always
+    ) -> Published:
         published = Published()
         by_stream: dict[str, list[effects.OutboxEntry]] = {}
         for entry in entries:
@@ -129,7 +131,9 @@ class KinesisSink:
         deadline_s = self._clock.monotonic() + PUBLISH_S_MAX
         async with asyncio.TaskGroup() as group:
             for stream, lane_entries in by_stream.items():
-                one = _StreamPublish(self, stream, Lane(lane_entries), published, deadline_s)
+                one = _StreamPublish(
+                    self, stream, Lane(lane_entries), published, _Time(self._clock, deadline_s, may_go_on)
+                )
                 group.create_task(one.run(), name=f"publish to {stream}")
         return published
 
@@ -148,33 +152,47 @@ class KinesisSink:
         self._on_retry(kinesis_api.Retry("PutRecords", stream, failure))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Time:
+    """For how long one publish() may go on."""
+
+    clock: ports.Clock
+    deadline_s: float
+    may_go_on: Callable[[], bool]
+
+    @property
+    def left_s(self) -> float:
+        """0 when it is over, or when whoever asked for it isn't sure any more that it may."""
+        return max(0.0, self.deadline_s - self.clock.monotonic()) if self.may_go_on() else 0.0
+
+
 class _StreamPublish:
     """One publish() to one stream, until everything is settled or the time is up."""
 
-    def __init__(self, sink: KinesisSink, stream: str, lane: Lane, published: Published, deadline_s: float) -> None:
+    def __init__(self, sink: KinesisSink, stream: str, lane: Lane, published: Published, time: _Time) -> None:
         self._sink = sink
         self._stream = stream
         self._lane = lane
         self._published = published
-        self._deadline_s = deadline_s
+        self._time = time
         self._backoff = sink.backoff()
 
     async def run(self) -> None:
         clock = self._sink.clock
-        while clock.monotonic() < self._deadline_s:
+        while self._time.left_s:
             batch = self._lane.take(clock.monotonic())
             if batch:
                 await self._put(batch)
                 continue
             next_at = self._lane.next_at()
-            if next_at is None or next_at >= self._deadline_s:
+            if next_at is None or next_at >= self._time.deadline_s:
                 return
             await clock.sleep(max(0.0, next_at - clock.monotonic()))
 
     async def _put(self, batch: list[effects.OutboxEntry]) -> None:
         """One call; one that is refused as a whole for an invalid record is cut in halves until that one is found."""
-        remaining_s = self._deadline_s - self._sink.clock.monotonic()
-        if remaining_s <= 0:
+        remaining_s = self._time.left_s
+        if not remaining_s:
             return
         try:
             outcomes = await self._call(batch, remaining_s)
@@ -236,7 +254,7 @@ class _StreamPublish:
         for entry in entries:
             self._lane.park(entry, now_s + wait_s)
         if all_failed:
-            await self._sink.clock.sleep(max(0.0, min(wait_s, self._deadline_s - now_s)))
+            await self._sink.clock.sleep(max(0.0, min(wait_s, self._time.deadline_s - now_s)))
 
     def _refuse(self, entry: effects.OutboxEntry, failure: kinesis_api.Failure) -> None:
         self._published.refused.append((entry.number, str(failure)))
