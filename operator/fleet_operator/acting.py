@@ -168,8 +168,9 @@ class _Round:
 
     def _write_status(self, status: Mapping[str, Any]) -> None:
         within_s = WRITE_S
-        if (status.get("rules") or {}).get("generation") != (self._look.status.get("rules") or {}).get("generation"):
-            # A generation's start is a promise that workers hear of it in time.
+        generation = (status.get("rules") or {}).get("generation") or 0
+        if generation > 1 and generation != (self._look.status.get("rules") or {}).get("generation"):
+            # A generation's start is a promise that workers hear of it in time. The first one judges all that was before, too.
             within_s = (self._look.now_ms + looking.PUBLISH_MS - self._clock.now_ms()) / 1_000
             if within_s < STAMP_S_MIN:
                 raise errors.ExpiredError("the rules' new generation would be published too late; it is stamped anew")

@@ -66,7 +66,8 @@ class Watches:
         self._stop = threading.Event()
         self._loop_stop: Callable[[], None] = lambda: None
         self._random = random.Random()
-        self.running_since_s: float | None = None
+        self.down_since_s: float | None = now.monotonic()
+        """Since when nothing is watched; None while something is."""
 
     def start(self) -> None:
         self._thread.start()
@@ -80,12 +81,12 @@ class Watches:
     def _work(self) -> None:
         wait_s = AGAIN_FIRST_S
         while not self._stop.is_set():
-            began_s = self.running_since_s = self._clock.monotonic()
+            began_s, self.down_since_s = self._clock.monotonic(), None
             try:
                 asyncio.run(self._watch())
             except Exception:
                 log.exception("watching ended; it is begun anew")
-            self.running_since_s = None
+            self.down_since_s = self._clock.monotonic()
             if self._stop.is_set():
                 return
             self._again()

@@ -266,13 +266,13 @@ class _Operator:
             return None if moment_s is None else now_s - moment_s
 
         acts = self._triggers
-        since = self._watches.running_since_s
+        down_since_s = self._watches.down_since_s
         return alive.Signs(
             age=now_s - self._began_s,
             answered=age(self._lease.answered_s or None),
             beat=age(self._beat_s),
             swept=age(self._sweeping.swept_s),
-            watches_down=0.0 if since is not None else now_s - self._began_s,
+            watches_down=0.0 if down_since_s is None else now_s - down_since_s,
             oldest_run=acts.oldest_run_s() if acts is not None else 0.0,
             late=tuple(sorted(self._sweeping.late)),
         )

@@ -120,7 +120,7 @@ def _outcome(result: acting.Result, made: actions.Plan) -> Outcome:
         case End.DONE:
             return Outcome(made.again_ms / 1_000)
         case End.EXPIRED:
-            return Outcome(0.05)
+            return Outcome(0.0, failed=True)  # the machine is overloaded: rather later than again and again
         case End.CONFLICT:
             return Outcome(CONFLICT_S, failed=True)
         case End.REFUSED:
