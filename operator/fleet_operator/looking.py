@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fleet_model import generations, rules, sections, twin_partition, twin_partition_document
+from fleet_model import generations, loads, rules, sections, twin_partition, twin_partition_document
 from fleet_operator import (
     clock,
     errors,
@@ -63,6 +63,7 @@ class Looking:
     def __init__(self, sources: Sources) -> None:
         self._from = sources
         self._told: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self._loads: dict[FleetKey, loads.Loads] = {}
         self.watching_since_ms = 0
         """Since when this operator looks at anything; set when it begins to act."""
 
@@ -94,7 +95,7 @@ class Looking:
             claims=self._claims(fleet),
             pods=pods,
             signs=workers.Signs(
-                source.probing.answers(pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
+                self._answers(fleet, pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
             ),
             partitions=partitions,
             shards=stream.shards,
@@ -107,6 +108,7 @@ class Looking:
     def forget(self, fleet: FleetKey) -> None:
         for key in [key for key in self._told if key[:2] == fleet]:
             del self._told[key]
+        self._loads.pop(fleet, None)
 
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,6 +159,21 @@ class Looking:
             and found["metadata"]["name"].startswith(prefix)
             and naming.ordinal(fleet[1], found["metadata"]["name"].removeprefix(prefix)) is not None
         ]
+
+    def _answers(self, fleet: FleetKey, pods: Sequence[workers.Pod]) -> dict[str, workers.Answer]:
+        """With smooth loads: by those of the last seconds, partitions would go back and forth."""
+        answers = self._from.probing.answers(pods)
+        told: dict[str, float] = {}
+        for answer in answers.values():
+            for shard_id, load in answer.load.items():
+                told[shard_id] = told.get(shard_id, 0.0) + load
+        known = self._loads.setdefault(fleet, loads.Loads()).see(self._from.clock.monotonic(), told)
+        return {
+            name: dataclasses.replace(
+                answer, load={shard_id: known[shard_id] for shard_id in answer.load if shard_id in known}
+            )
+            for name, answer in answers.items()
+        }
 
     def _told_ms(
         self, fleet: FleetKey, partitions: Sequence[twin_partition.TwinPartition], now_ms: int

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fleet_cli.control import loads
+from fleet_model import loads
 
 
 def test_a_load_is_known_after_a_while_and_forgotten_with_its_partition() -> None:

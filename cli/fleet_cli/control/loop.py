@@ -12,8 +12,8 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from fleet_cli.control import edits, loads
-from fleet_model import control, handoff, parse, partition, spec
+from fleet_cli.control import edits
+from fleet_model import control, handoff, loads, parse, partition, spec
 from fleet_worker import control_plane, errors, ports
 
 log = logging.getLogger(__name__)

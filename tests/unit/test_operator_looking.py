@@ -1,0 +1,158 @@
+"""What a look is filled from: smooth loads, fleets of the same name that are gone, names that are somebody else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fleet_model import twin_partition, twin_partition_document
+from fleet_operator import cache, errors, kinds, looking, naming, observed, stream_watch, workers
+from fleet_operator.kinds import FleetKey
+from tests.unit import test_operator_plan as scenes
+from tests.unit import test_operator_resources as objects
+
+FLEET: FleetKey = ("depot", "trucks")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.s = 1_000.0
+
+    def now_ms(self) -> int:
+        return int(self.s * 1000)
+
+    def monotonic(self) -> float:
+        return self.s
+
+
+class Streams:
+    def __init__(self) -> None:
+        self.known = stream_watch.Seen(is_asked=True)
+
+    def follow(self, fleet: FleetKey, document: object) -> None:
+        """Nothing to ask."""
+
+    def seen(self, fleet: FleetKey) -> stream_watch.Seen:
+        return self.known
+
+
+class Probing:
+    def __init__(self) -> None:
+        self.told: dict[str, workers.Answer] = {}
+
+    def answers(self, pods: object) -> dict[str, workers.Answer]:
+        return self.told
+
+    def nodes_ms(self, pods: object) -> dict[str, int]:
+        return {}
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.cache, self.clock, self.streams, self.probing = cache.Cache(), Clock(), Streams(), Probing()
+        self.elsewhere: dict[tuple[str, str], dict[str, Any]] = {}
+        self.looks = looking.Looking(
+            looking.Sources(self._get, self.cache, self.streams, self.probing, self.clock, objects.DEFAULTS)  # type: ignore[arg-type]
+        )
+        document = scenes.document()
+        document["metadata"] |= {"uid": "uid-new", "resourceVersion": "1", "generation": 3}
+        self.cache.event(kinds.FLEET, None, document)
+
+    def _get(self, kind: kinds.Kind, namespace: str, name: str) -> dict[str, Any]:
+        if (kind.name, name) not in self.elsewhere:
+            raise errors.MissingError(name)
+        return self.elsewhere[kind.name, name]
+
+    def look(self) -> observed.Look:
+        taken = self.looks.look(FLEET, ())
+        assert taken is not None
+        return taken.look
+
+    def partition(self, uid: str, **metadata: Any) -> None:
+        key_range = scenes.shards(1)[0].hash_key_range
+        entry = twin_partition.TwinPartition(
+            "depot", "trucks-0", twin_partition.Spec("trucks", "s", "shardId-0", key_range), resource_version="5"
+        )
+        found: dict[str, Any] = {**twin_partition_document.document(entry)}
+        found["metadata"] |= {"ownerReferences": [{"uid": uid, "controller": True}], **metadata}
+        self.cache.event(kinds.PARTITION, None, found)
+
+
+def test_no_fleet_no_look() -> None:
+    assert Scene().looks.look(("depot", "vans"), ()) is None
+
+
+def test_the_fleet_and_its_edit() -> None:
+    look = Scene().look()
+    assert look.owner == naming.Owner("trucks", "uid-new", 3)
+    assert look.reading.rules_are_good
+    assert look.deletion is None
+
+
+def test_loads_are_smooth_and_unknown_at_first() -> None:
+    scene = Scene()
+    known = []
+    for number in range(60):
+        scene.clock.s += 1
+        load = 10.0 if number % 2 else 30.0
+        scene.probing.told = {"trucks-0": workers.Answer(scene.clock.now_ms(), True, 1, {"shardId-0": load})}
+        known.append(scene.look().signs.answers["trucks-0"].load)
+    assert known[0] == {}
+    assert 18 < known[-1]["shardId-0"] < 22
+    assert scene.look().signs.answers["trucks-0"].can_take
+
+
+def test_what_a_fleet_of_the_same_name_left_behind_isnt_this_ones() -> None:
+    scene = Scene()
+    scene.partition("uid-old")
+    assert list(scene.look().partitions) == []
+    ours = Scene()
+    ours.partition("uid-new")
+    assert len(ours.look().partitions) == 1
+    going = Scene()
+    going.partition("uid-new", deletionTimestamp="2026-01-01T00:00:00Z")
+    assert list(going.look().partitions) == []
+
+
+def test_a_name_that_is_taken_is_found_though_nothing_labels_it() -> None:
+    scene = Scene()
+    scene.elsewhere["Service", "trucks-api"] = {"metadata": {"name": "trucks-api", "uid": "x"}}
+    assert naming.is_anothers(scene.look().children["Service", "trucks-api"], scene.look().owner)
+
+
+def test_a_generation_starts_after_what_it_takes_to_publish_it_by_the_later_clock() -> None:
+    scene = Scene()
+    assert scene.look().rules.effective_ms is None
+    ahead = scene.clock.now_ms() + 5_000
+    scene.streams.known = stream_watch.Seen(True, (), ahead, 86_400_000)
+    look = scene.look()
+    assert look.rules.effective_ms == ahead + looking.PUBLISH_MS + 1_000
+    assert look.rules.oldest_ms < look.now_ms - 86_400_000
+
+
+def test_a_status_that_changes_is_a_sign_of_life_and_one_that_stood_there_isnt() -> None:
+    scene = Scene()
+    scene.partition("uid-new")
+    assert scene.look().signs.told_ms == {}
+    found = dict(scene.cache.of_fleet(kinds.PARTITION, FLEET)[0])
+    found["metadata"] = {**found["metadata"], "resourceVersion": "6"}
+    found["status"] = {"phase": "Running", "worker": "trucks-1", "epoch": 1}
+    scene.cache.event(kinds.PARTITION, "MODIFIED", found)
+    scene.clock.s += 5
+    assert scene.look().signs.told_ms == {"trucks-1": scene.clock.now_ms()}
+
+
+@pytest.mark.parametrize(("annotation", "at_once"), [("true", True), ("false", False)])
+def test_a_deletion(annotation: str, at_once: bool) -> None:
+    scene = Scene()
+    found = dict(scene.cache.get(kinds.FLEET, *FLEET) or {})
+    found["metadata"] = {
+        **found["metadata"],
+        "resourceVersion": "9",
+        "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {naming.FORCE_DELETION: annotation},
+    }
+    scene.cache.event(kinds.FLEET, "MODIFIED", found)
+    deletion = scene.look().deletion
+    assert deletion == observed.Deletion(1_767_225_600_000, at_once)
