@@ -26,6 +26,7 @@ async def three_hot_records_cool_the_device_down(scene: scenes.Scene) -> None:
         await scene.kinesis.put(scene.telemetry, [("truck-17", hot)])
     await then.a_command_comes(scene, "truck-17", "cool_down")
     await then.the_tables_read_well(scene)
+    await then.workers_may_do_no_more(scene)
 
 
 async def edited_rules_hold_without_a_restart(scene: scenes.Scene) -> None:

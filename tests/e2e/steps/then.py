@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -254,3 +255,32 @@ async def every_worker_is_another(scene: scenes.Scene, before: dict[str, str], s
         return f"{', '.join(same)} are still the same" if same else ""
 
     return await scene.until(look, "every worker is made anew", seconds_max)
+
+
+WORKERS_MAY = {
+    "twinpartitions.fleettwin.io": {"get", "list", "watch"},
+    "twinpartitions.fleettwin.io/status": {"patch"},
+    f"devicefleets.fleettwin.io [{scenes.NAME}]": {"get", "list", "watch"},
+}
+EVERYBODY_MAY = {"create"}
+"""Anybody who is known to the API server may ask it who he is and what he may do: resources whose name begins with `self`."""
+
+
+async def workers_may_do_no_more(scene: scenes.Scene) -> None:
+    """`kubectl auth can-i --list`, as the workers' account."""
+    account = f"system:serviceaccount:{scene.namespace}:{scenes.NAME}-worker"
+    told = await scene.kubectl("auth", "can-i", "--list", f"--as={account}", "--no-headers")
+    may: dict[str, set[str]] = {}
+    for line in told.splitlines():
+        resource, urls, names, verbs = (
+            column.strip() for column in re.split(r"(?<=\])\s+|\s{2,}", line.strip(), maxsplit=3)
+        )
+        if not resource or resource.startswith("["):
+            continue  # nothing but the server's own pages: its version, its health
+        assert urls == "[]", line
+        named = resource if names == "[]" else f"{resource} {names}"
+        if resource.startswith("self"):
+            assert set(verbs.strip("[]").split()) <= EVERYBODY_MAY, line
+            continue
+        may.setdefault(named, set()).update(verbs.strip("[]").split())
+    assert may == WORKERS_MAY, f"the workers' account may: {told}"
