@@ -16,6 +16,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from fleet_cli import console
 from fleet_proto import fleet_pb2
 from fleet_worker.adapters import lmdb_codec
 from tests.support import (
@@ -178,9 +179,11 @@ async def test_a_stop_on_a_full_disk_and_starts_with_and_without_room(
         await worker.until(lambda status: status["totals"]["twins"] > 200, "no twins come", NOTICED_S_MAX)
         disk.fill()
         await is_stopped_for_room(worker)
-        stop_s = await worker.stop()
+        stop_s = await worker.stop(exit_code=console.EXIT_FAILED)
         assert stop_s < worker_process.STOP_S_MAX
         assert "no room" in worker.log()
+        assert "is read again at its next start" in worker.log()
+        assert "Traceback" not in worker.log()
 
         disk.fill()  # whatever the stop gave back
         worker.start()

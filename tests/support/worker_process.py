@@ -93,8 +93,8 @@ class WorkerProcess:
     def resume(self) -> None:
         os.kill(self._running().pid, signal.SIGCONT)
 
-    async def stop(self) -> float:
-        """SIGTERM; the seconds until it had ended with 0. Raises WorkerFailedError for any other end."""
+    async def stop(self, exit_code: int = 0) -> float:
+        """SIGTERM; the seconds until it had ended with that. Raises WorkerFailedError for any other end."""
         process = self._running()
         began = time.monotonic()
         process.terminate()
@@ -103,7 +103,7 @@ class WorkerProcess:
                 raise WorkerFailedError(f"still there {EXIT_S_MAX} s after SIGTERM:\n{self.log()}")
             await asyncio.sleep(LOOK_AGAIN_S)
         self._process = None
-        if process.returncode != 0:
+        if process.returncode != exit_code:
             raise WorkerFailedError(f"ended with {process.returncode} on SIGTERM:\n{self.log()}")
         return time.monotonic() - began
 

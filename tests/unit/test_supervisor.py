@@ -9,11 +9,41 @@ from pathlib import Path
 import pytest
 
 from fleet_proto import fleet_pb2
+from fleet_worker import errors
 from fleet_worker.adapters import lmdb_store, memory_kinesis
 from fleet_worker.core import lifecycle
 from tests.support import piped, supervised, virtual_time
 
 FIRST, SECOND = supervised.FIRST, supervised.SECOND
+
+
+@pytest.mark.parametrize("failing", [None, "commit", "close"])
+def test_a_stop_that_could_not_end_cleanly_is_told_by_partition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str | None
+) -> None:
+    async def body() -> None:
+        async with supervised.running(tmp_path) as worker:
+            device = supervised.device_of(upper_half=True)
+            worker.kinesis.put(piped.TELEMETRY, *piped.sample(device))
+            await worker.until(lambda: worker.twin(device) is not None)
+
+            def fails(store: lmdb_store.LmdbTwinStore, *arguments: object) -> None:
+                if store.identity.shard_id == SECOND:
+                    raise errors.DiskFullError("no room on the disk")
+                right(store, *arguments)
+
+            if failing is not None:
+                right = getattr(lmdb_store.LmdbTwinStore, failing)
+                monkeypatch.setattr(lmdb_store.LmdbTwinStore, failing, fails)
+            await worker.end()
+            if failing is None:
+                worker.supervisor.check_stop()
+                return
+            with pytest.raises(errors.UncleanStopError, match=f"partition {SECOND}: no room.*next start") as told:
+                worker.supervisor.check_stop()
+            assert FIRST not in str(told.value)
+
+    virtual_time.run(body())
 
 
 @pytest.mark.parametrize("ending", ["stopped", "died"])

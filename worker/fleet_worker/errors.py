@@ -31,6 +31,10 @@ class StoreBrokenError(FleetTwinError):
     """A partition's environment can't be trusted any more."""
 
 
+class UncleanStopError(FleetTwinError):
+    """The worker has stopped, and what it did last for some partitions is not on their disks; it is done again after the next start."""
+
+
 class DataFolderInUseError(FleetTwinError):
     """Another process holds the data folder's lock."""
 

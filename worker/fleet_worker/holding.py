@@ -58,7 +58,7 @@ class Crew:
 
 class Holding:
     """wanted: the partition's object as last seen. has_begun: its twins are its own. refused_epoch: of the manifest that refused our
-    claim, 0 = none did."""
+    claim, 0 = none did. unclean: why its last commit, or closing its environment, failed when the worker stopped; "" = neither did."""
 
     def __init__(self, crew: Crew, wanted: twin_partition.TwinPartition, lost: str = "") -> None:
         """lost: why it can never be read to its end; "" when it can."""
@@ -70,6 +70,7 @@ class Holding:
         self.standby: standby.Standby | None = None
         self.has_begun = False
         self.refused_epoch = 0
+        self.unclean = ""
         self.closed = asyncio.Event()
         self._crew = crew
         self._changed = asyncio.Event()
@@ -151,6 +152,7 @@ class Holding:
                 self._fail(str(error))
                 if self._crew.stop.is_set():
                     log.warning("partition %s: its stop wasn't clean: %s", self.shard_id, error)
+                    self.unclean = str(error) if self.tenure is not None and self.has_begun else ""
                     return
                 lasted_s = self._crew.around.clock.monotonic() - started
                 retry_s = RETRY_FIRST_S if lasted_s > RETRY_MAX_S else retry_s

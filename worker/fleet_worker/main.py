@@ -136,6 +136,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             if following.done():
                 following.result()
             await working
+            worker.check_stop()
         finally:
             stop.set()
             following.cancel()

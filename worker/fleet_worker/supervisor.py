@@ -101,6 +101,15 @@ class Supervisor:
                 self._hold(tasks, shard_id, wanted)
             await self._clear_away()
 
+    def check_stop(self) -> None:
+        """After `run`. Raises UncleanStopError."""
+        unclean = {shard_id: held.unclean for shard_id, held in self._held.items() if held.unclean}
+        if unclean:
+            told = "; ".join(f"partition {shard_id}: {why}" for shard_id, why in sorted(unclean.items()))
+            raise errors.UncleanStopError(
+                f"{told}. The worker has stopped; what isn't on the disk is read again at its next start, once there is room"
+            )
+
     def _hold(self, tasks: asyncio.TaskGroup, shard_id: str, wanted: twin_partition.TwinPartition) -> None:
         """A partition that concerns us gets a task, if it hasn't one."""
         held = self._held.get(shard_id)
