@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tests.e2e.cluster import errors
 from tests.support import node
 
 PROJECT = Path(__file__).parents[3]
@@ -24,7 +25,7 @@ class ImageFailedError(Exception):
     """An image could not be made, with the end of what the tool said; or the tool isn't there."""
 
 
-class CannotMakeImagesError(ImageFailedError):
+class CannotMakeImagesError(ImageFailedError, errors.NotHereError):
     """This machine lacks what images are made with: the only reason to skip what needs them."""
 
 
