@@ -85,7 +85,7 @@ LEASE_NAME = "fleet-twin-operator"
     envvar="FLEET_TWIN_LOG_FORMAT",
     help="auto = for people on a terminal, key=value elsewhere.",
 )
-@click.option("--pod-name", envvar="POD_NAME", default="", hidden=True)
+@click.option("--pod-name", envvar="POD_NAME", default="", hidden=True, help="Of this pod: who holds the Lease.")
 def command(
     namespaces: tuple[str, ...],
     all_namespaces: bool,

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 EVERY_S = 30.0
 HINTED_S = 2.0
 """Between two lists when something hints at a change (ListShards allows 1,000 calls/s)."""
-FAILED_S = 10.0
+FAILED_FIRST_S = 1.0
+FAILED_MAX_S = 10.0
 SHARDS_S_MAX = 120.0
 """A list that is older says nothing any more."""
 CLOCK_S_MAX = 3_600.0
@@ -56,6 +57,7 @@ class _Entry:
     answered_s: float = float("-inf")
     began_s: float = float("-inf")
     why: str = ""
+    failures: int = 0
     ahead_ms: collections.deque[int] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=SAMPLES))
 
 
@@ -134,20 +136,20 @@ class StreamWatch:
 
     async def _ask(self, fleet: FleetKey, entry: _Entry) -> None:
         before = (entry.is_asked, entry.answer and entry.answer.shards, bool(entry.why))
-        wait_s = FAILED_S
+        wait_s = min(FAILED_MAX_S, FAILED_FIRST_S * 2 ** min(entry.failures, 8))
         try:
             async with asyncio.timeout(LOOK_S_MAX):
                 answer = await self._looks.look(await self._place(fleet, entry.fleet))
             entry.ahead_ms.append(answer.date_ms - self._clock.now_ms())
             entry.answer, entry.answered_s, entry.why = answer, self._clock.monotonic(), ""
-            wait_s = EVERY_S
+            entry.failures, wait_s = 0, EVERY_S
         except (errors.StreamUnavailableError, TimeoutError) as error:
             why = (
                 str(error) or f"stream {entry.fleet.streams.telemetry.stream_name}: no answer within {LOOK_S_MAX:.0f} s"
             )
             if not entry.why:
                 log.warning("fleet %s: %s", "/".join(fleet), why)
-            entry.why = why
+            entry.why, entry.failures = why, entry.failures + 1
         finally:
             entry.is_asked, entry.is_running = True, False
             entry.due_s = self._clock.monotonic() + wait_s * self._random.uniform(0.8, 1.0)
