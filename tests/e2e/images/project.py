@@ -24,6 +24,8 @@ BROKEN_NAME = "localhost/fleet-twin:dev-broken"
 NEXT_VARIABLE = "FLEET_TWIN_IMAGE_OF_TEST"
 """Set to "next" in the next image's containers."""
 MADE_BY = "3"
+STEPS_KEPT_MAX = 300
+"""Steps of earlier builds, each an image to buildah: some five gigabytes. All are forgotten then, and when there is another base."""
 ACCEPT_ALL = json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
 
 
@@ -110,8 +112,9 @@ class Buildah:
         """Writes an archive of the image NAME."""
         policy = f"--signature-policy={self._policy}"
         on = f"localhost/{base.archive.parent.name}:base"
-        if on not in self._run("images", "--format", "{{.Name}}:{{.Tag}}").split():
-            self._run("rmi", "--all", "--force")  # a base that is gone: its layers are of no use
+        kept = self._run("images", "--all", "--format", "{{.Name}}:{{.Tag}}").split()
+        if on not in kept or len(kept) > STEPS_KEPT_MAX:
+            self._run("rmi", "--all", "--force")
             pulled = self._run("pull", "--quiet", policy, f"docker-archive:{base.archive}").split()[-1]
             self._run("tag", pulled, on)
         self._run(
