@@ -71,7 +71,7 @@ def scene() -> partitions.SeenWorker:
             2,
         )
     ]
-    return partitions.SeenWorker([seen])
+    return partitions.SeenWorker([seen], load={seen.identity.shard_id: 12.5})
 
 
 async def answers(asked: list[tuple[str, int]]) -> list[tuple[int, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +131,9 @@ class SeenWorker:
     fleet: str = f"{NAMESPACE}/{FLEET}"
     rules_generation: int = 1
     last_rule_error: str | None = None
+    can_take_partitions: bool = True
+    control_trouble: str = ""
+    load: Mapping[str, float] = dataclasses.field(default_factory=dict)
     others: list[directory.Elsewhere] = dataclasses.field(default_factory=list)
     reasons: list[str] = dataclasses.field(default_factory=list)
 

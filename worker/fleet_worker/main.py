@@ -1,4 +1,4 @@
-"""A worker outside Kubernetes, from its options to its exit code: startup → run → shutdown."""
+"""A worker, from its options to its exit code: startup → run → shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import logging
 import resource
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,22 @@ from fleet_worker import (
     holding,
     metrics,
     orders,
+    pod_orders,
     retries,
     supervisor,
     surroundings,
 )
 from fleet_worker.adapters import clock as clocks
-from fleet_worker.adapters import control_folder, fleet_file, kinesis, lmdb_disk, local_folder
+from fleet_worker.adapters import (
+    control_folder,
+    fleet_file,
+    kinesis,
+    kubernetes_api,
+    kubernetes_control,
+    lmdb_disk,
+    local_folder,
+    pod_token,
+)
 from fleet_worker.api import app
 
 log = logging.getLogger(__name__)
@@ -36,23 +46,47 @@ log = logging.getLogger(__name__)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 OPEN_FILES = 16_384
+POD_VARIABLES = ("FLEET_NAME", "POD_NAMESPACE", "POD_NAME")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
     """fleet_path: the DeviceFleet YAML. data_folder: this worker's own. port 0: one that is free. control_folder: of the control plane
-    that this worker shares with others, under this name; None: it is alone."""
+    that this worker shares with others, under this name; None: it is alone. pod: of a worker in Kubernetes, which has neither of both.
+    token_folder: where the pod's token is; None: only a clean end lets a disk be used by another boot."""
 
-    fleet_path: Path
+    fleet_path: Path | None
     data_folder: Path
     host: str = app.HOST_DEFAULT
     port: int = app.PORT_DEFAULT
     control_folder: Path | None = None
     name: str = orders.ALONE
+    pod: Pod | None = None
+    token_folder: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pod:
+    """Of which fleet, and how it reaches the API server."""
+
+    fleet: kubernetes_control.Fleet
+    access: kubernetes_api.Access
+
+
+def in_pod(options: Options, environment: Mapping[str, str]) -> Options:
+    """Of a worker in one of the operator's pods. Raises FleetTwinError for what the environment lacks."""
+    missing = [name for name in POD_VARIABLES if not environment.get(name)]
+    if missing:
+        raise errors.FleetTwinError(
+            f"{', '.join(missing)} must be set for --kubernetes: the operator's pods have them; outside Kubernetes give --fleet FILE"
+        )
+    fleet, namespace, name = (environment[variable] for variable in POD_VARIABLES)
+    access = kubernetes_api.Access.in_cluster(environment)
+    return dataclasses.replace(options, name=name, pod=Pod(kubernetes_control.Fleet(namespace, fleet), access))
 
 
 async def run(options: Options) -> int:
-    """Runs a worker that owns every shard of the stream until SIGTERM or SIGINT; 0 after a clean stop. A second signal ends
+    """Runs a worker until SIGTERM or SIGINT; 0 after a clean stop. A second signal ends
     the process at once, which loses nothing that was committed.
 
     Raises InvalidFleetError and FleetTwinError for what the user can mend.
@@ -81,15 +115,8 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
     """Startup, run, shutdown. has_started is set once partitions may have begun."""
     async with contextlib.AsyncExitStack() as stack:
         clock = stack.enter_context(clocks.RealClock())
-        watched = fleet_file.FleetFile(options.fleet_path, clock)
-        fleet = await clock.in_thread(watched.load)
-        folder = stack.enter_context(
-            await clock.in_thread(
-                functools.partial(local_folder.LocalFolder, options.data_folder, fleet.namespace, fleet.name)
-            )
-        )
-        ordered = _orders(options, fleet, watched, folder, clock)
         measured = metrics.Metrics()
+        fleet, folder, ordered = await _orders(stack, options, measured, clock)
         on_retry = retries.Retries(clock, measured)
         connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws, on_retry=on_retry))
         telemetry = fleet.streams.telemetry
@@ -109,7 +136,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             rules_known=ordered.rules_known,
         )
         around.rules_settled.set()
-        boot_id = (await clock.in_thread(BOOT_ID.read_text)).strip()
+        boot_id = await clock.in_thread(functools.partial(_boot_id, options.token_folder))
         local = supervisor.Local(
             name=ordered.name,
             disk=lmdb_disk.LmdbDisk(folder, fleet.storage, boot_id),
@@ -117,6 +144,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             stream=stream,
             start=start,
             checkpoints=checkpoints,
+            barred=_barred(options, fleet),
         )
         worker = supervisor.Supervisor(around, local, generations)
         api = app.Api(worker, measured, clock)
@@ -143,21 +171,47 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             await asyncio.wait((following, working))
 
 
-def _orders(
-    options: Options,
-    fleet: spec.FleetSpec,
-    watched: fleet_file.FleetFile,
-    folder: local_folder.LocalFolder,
-    clock: clocks.RealClock,
-) -> orders.Orders:
+async def _orders(
+    stack: contextlib.AsyncExitStack, options: Options, measured: metrics.Metrics, clock: clocks.RealClock
+) -> tuple[spec.FleetSpec, local_folder.LocalFolder, orders.Orders]:
+    """The fleet, its folder here, and whom this worker listens to."""
+    if options.pod is not None:
+        opening = kubernetes_control.KubernetesControl.open(options.pod.access, options.pod.fleet, clock)
+        control = await stack.enter_async_context(opening)
+        fleet = await control.spec()
+        folder = stack.enter_context(await clock.in_thread(functools.partial(_folder, options, fleet)))
+        keeper = fleet_start.InDataFolder(folder, clock)
+        return fleet, folder, pod_orders.PodOrders(control, options.name, keeper, measured, clock)
+    assert options.fleet_path is not None
+    watched = fleet_file.FleetFile(options.fleet_path, clock)
+    fleet = await clock.in_thread(watched.load)
+    folder = stack.enter_context(await clock.in_thread(functools.partial(_folder, options, fleet)))
     if options.control_folder is None:
-        return orders.Alone(fleet, watched.edits(), folder, clock)
+        return fleet, folder, orders.Alone(fleet, watched.edits(), folder, clock)
     if fleet.checkpoint.bucket is None:
         raise errors.FleetTwinError(
             "spec.checkpoint.bucket: workers that share a fleet hand partitions over through a bucket; name one, or run a single worker "
             "without --control"
         )
-    return orders.Controlled(control_folder.ControlFolder(options.control_folder, clock), options.name, clock)
+    shared = control_folder.ControlFolder(options.control_folder, clock)
+    return fleet, folder, orders.Controlled(shared, options.name, clock)
+
+
+def _folder(options: Options, fleet: spec.FleetSpec) -> local_folder.LocalFolder:
+    return local_folder.LocalFolder(options.data_folder, fleet.namespace, fleet.name)
+
+
+def _boot_id(token_folder: Path | None) -> str:
+    """What this start trusts its disk by. Blocks on the disk. Raises DataFolderError."""
+    token = pod_token.read_or_make(token_folder) if token_folder is not None else ""
+    return pod_token.boot_id(BOOT_ID.read_text().strip(), token)
+
+
+def _barred(options: Options, fleet: spec.FleetSpec) -> str:
+    """Without a bucket the disk is the truth, and only one worker's can be. That one may go on when others come."""
+    if options.pod is None or fleet.checkpoint.bucket is not None or options.name == f"{fleet.name}-0":
+        return ""
+    return f"without spec.checkpoint.bucket only {fleet.name}-0 can own partitions; name a bucket, or set spec.replicas to 1"
 
 
 async def _checkpoints(

@@ -241,6 +241,14 @@ class Metrics:
             "rules_reload_failures",
             "Edits of the fleet that could not be read; the last good rules stay in force (see /v1/status).",
         )
+        self.rules_unconfirmed = self._counter(
+            "rules_unconfirmed",
+            "Times that judging went on by the rules known last, because the control plane couldn't be asked for newer ones for 5 s.",
+        )
+        self.control_plane_silent = self._gauge(
+            "control_plane_silent_seconds",
+            "How long the API server has said nothing to this worker, which goes on with what it knows; 0 while all is well (see control_plane in /v1/status).",
+        )
         self.loop_stall = self._histogram(
             "loop_stall_seconds",
             "How late the event loop woke from a short sleep. High: something blocks it.",

@@ -13,7 +13,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from fleet_model import parse, rules, spec
-from fleet_worker import control_plane, errors, fleet_start, ports, rule_edits, supervisor, surroundings
+from fleet_worker import (
+    control_plane,
+    errors,
+    fleet_start,
+    holding,
+    loads,
+    ports,
+    rule_edits,
+    supervisor,
+    surroundings,
+)
 from fleet_worker.adapters import local_folder, local_ownership
 
 log = logging.getLogger(__name__)
@@ -90,7 +100,8 @@ class Alone:
         """It stamps them itself."""
 
     async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
-        await rule_edits.RuleEdits(around, self._folder, worker).follow(self._edits)
+        looking = loads.look(worker, self._clock)
+        await holding.accompanied(rule_edits.RuleEdits(around, self._folder, worker).follow(self._edits), [looking])
 
 
 class Controlled:
@@ -142,15 +153,11 @@ class Controlled:
                 )
 
     async def _beat(self, worker: supervisor.Supervisor, address: str) -> None:
-        applied, beaten_at = worker.applied(), self._clock.monotonic()
+        seen = loads.Loads()
         while True:
-            now = self._clock.monotonic()
-            newest = worker.applied()
-            seconds = max(now - beaten_at, 1e-3)
-            load = {shard_id: (count - applied.get(shard_id, count)) / seconds for shard_id, count in newest.items()}
-            applied, beaten_at = newest, now
+            worker.load = seen.see(worker.applied(), self._clock.monotonic())
             beat = control_plane.Heartbeat(
-                self.name, address, worker.can_take_partitions, self._clock.wall_ms(), os.getpid(), load
+                self.name, address, worker.can_take_partitions, self._clock.wall_ms(), os.getpid(), worker.load
             )
             try:
                 await self._plane.heartbeat(beat)

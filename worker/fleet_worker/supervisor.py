@@ -36,7 +36,7 @@ FLUSH_S_MAX = 2.0
 @dataclasses.dataclass(frozen=True, slots=True)
 class Local:
     """What this worker works with. name: of the worker. start: the fleet's settled start. checkpoints: None without a bucket: then
-    this worker owns all of the stream, and the disk is the truth."""
+    this worker owns all of the stream, and the disk is the truth. barred: why it may own nothing; "" = it may."""
 
     name: str
     disk: ports.Disk
@@ -44,6 +44,7 @@ class Local:
     stream: ports.Stream
     start: partition.Start
     checkpoints: claimed.Checkpoints | None = None
+    barred: str = ""
 
 
 class Supervisor:
@@ -54,6 +55,7 @@ class Supervisor:
     ) -> None:
         self.generations = tuple(generations)
         self.last_rule_error: str | None = None
+        self.load: Mapping[str, float] = {}
         around.metrics.rules_generation.set(self.generations[-1].generation)
         self._around = around
         self._local = local
@@ -303,7 +305,11 @@ class Supervisor:
 
     @property
     def can_take_partitions(self) -> bool:
-        return self._has_listed and not self._is_stopping
+        return self._has_listed and not self._is_stopping and not self._local.barred
+
+    @property
+    def control_trouble(self) -> str:
+        return self._local.ownership.trouble
 
     def adopt(self, generations: Sequence[rules.RulesGeneration]) -> None:
         """The whole list of generations, from now on."""
@@ -345,6 +351,8 @@ class Supervisor:
     def not_ready_because(self) -> Sequence[str]:
         if self._is_stopping:
             return ["the worker is stopping"]
+        if self._local.barred:
+            return [self._local.barred]
         if not self._has_listed:
             return [self._local.ownership.trouble or "nothing is heard of the partitions yet"]
         return [

@@ -7,7 +7,7 @@ called unknown. Everything else is told as not available, with the owner's name.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from fleet_model import hashing, partition
@@ -112,6 +112,18 @@ class WorkerView(Protocol):
     @property
     def last_rule_error(self) -> str | None:
         """Why the last edit of the fleet could not be read; None when it could."""
+
+    @property
+    def can_take_partitions(self) -> bool:
+        """Whether the control plane may name it for more."""
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        """Records/s of late, by shard id."""
+
+    @property
+    def control_trouble(self) -> str:
+        """Why nothing new is heard of partitions or rules, so that it goes on with what it knows; "" when all is well."""
 
     def partitions(self) -> Sequence[PartitionView]: ...
 

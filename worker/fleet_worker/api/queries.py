@@ -118,6 +118,9 @@ async def status(worker: directory.WorkerView, wall_ms: int) -> Json:
         "worker": worker.name,
         "time_ms": wall_ms,
         "rules": {"generation": worker.rules_generation, "last_error": worker.last_rule_error},
+        "control_plane": {"trouble": worker.control_trouble or None},
+        "can_take_partitions": worker.can_take_partitions,
+        "load": {shard_id: round(rate, 3) for shard_id, rate in sorted(worker.load.items())},
         "ready": not unready(worker),
         "not_ready_because": unready(worker),
         "totals": {

@@ -1,0 +1,189 @@
+"""The rules generations in the status of the worker's own fleet: followed by a watch, and proved complete by asking.
+
+A watch that lives says nothing of what is still on its way, so whoever must know that nothing is missing asks for the object itself
+(ADR 18): mostly for its metadata alone, a few hundred bytes, since its resourceVersion says whether it is the one that is known here. What can't be
+read, or contradicts what was judged by, changes nothing: the last good rules stay, and it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncGenerator
+
+from fleet_model import packed_generations, rules
+from fleet_worker import errors, ports
+from fleet_worker.adapters import kubernetes_api, kubernetes_watch
+from fleet_worker.core import horizon
+
+log = logging.getLogger(__name__)
+
+ASK_S_MAX = 2.0
+"""For one question; the next one may find another API server."""
+
+
+class FleetRules:
+    """Of one fleet, for one reader. trouble: why the rules aren't known for sure; "" when all is well."""
+
+    def __init__(self, api: kubernetes_api.KubernetesApi, folder: str, fleet: str, clock: ports.Clock) -> None:
+        """folder: the path of the namespace's fleets."""
+        self.unreadable = ""
+        self._api = api
+        self._path = f"{folder}/{fleet}"
+        self._clock = clock
+        self._followed = kubernetes_watch.Followed(api, folder, {"fieldSelector": f"metadata.name={fleet}"}, clock)
+        self._fleet = fleet
+        self._horizon = horizon.Horizon()
+        self._uid = ""
+        self._version = ""  # of the object that is known
+        self._packed = ""
+        self._kept: tuple[rules.RulesGeneration, ...] = ()
+        self._given: tuple[rules.RulesGeneration, ...] = ()
+        self._changed = asyncio.Condition()
+        self._taking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str:
+        return self._followed.trouble or self.unreadable
+
+    @property
+    def known_until_ms(self) -> int:
+        return self._horizon.known_until_ms
+
+    async def follow(self) -> AsyncGenerator[tuple[rules.RulesGeneration, ...], None]:
+        """As control_plane.ForWorkers.follow_generations."""
+        self._given = ()
+        watching = asyncio.create_task(self._watch())
+        try:
+            while True:
+                await self._until_others(watching)
+                kept = self._kept
+                yield kept
+                async with self._changed:
+                    self._given = kept  # whoever asks for the next ones has taken these up
+                    self._changed.notify_all()
+        finally:
+            watching.cancel()
+            await asyncio.wait((watching,))
+
+    def note(self, arrival_ms: int) -> None:
+        """The stream has reached that arrival time."""
+        self._horizon.seen(arrival_ms, self._clock.monotonic())
+
+    def reached_ms(self) -> int:
+        """What the stream's clock reads at least."""
+        return self._horizon.stream_ms(self._clock.monotonic())
+
+    async def known(self, arrival_ms: int) -> None:
+        """Returns when every generation that starts at or before arrival_ms was given to whoever follows; at once, when it is known to be so.
+        Else it asks, once for all who wait. Raises ControlPlaneUnavailableError."""
+        self.note(arrival_ms)
+        while self._horizon.known_until_ms < arrival_ms:
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask())
+                self._asking.add_done_callback(self._asked)
+            await asyncio.shield(self._asking)
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait((self._asking,))
+
+    # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self) -> None:
+        async with contextlib.aclosing(self._followed.states()) as states:
+            async for found in states:
+                if self._fleet in found:
+                    await self._take(found[self._fleet])
+
+    async def _until_others(self, watching: asyncio.Task[None]) -> None:
+        changed = asyncio.ensure_future(self._others())
+        try:
+            await asyncio.wait((changed, watching), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+        if watching.done():
+            watching.result()
+
+    async def _others(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._kept and self._kept != self._given)
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _ask(self) -> None:
+        stream_ms = self.reached_ms()
+        try:
+            async with asyncio.timeout(ASK_S_MAX):
+                told = await self._api.get(self._path, accept=kubernetes_api.METADATA_ONLY)
+                if (told.get("metadata") or {}).get("resourceVersion") != self._version or self.unreadable:
+                    await self._take(await self._api.get(self._path))
+                if self.unreadable:
+                    raise errors.ControlPlaneUnavailableError(self.unreadable)
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._given == self._kept)
+        except TimeoutError as error:
+            raise errors.ControlPlaneUnavailableError(
+                f"GET {self._path}: not answered, or not taken up, within {ASK_S_MAX:.0f} s"
+            ) from error
+        self._horizon.looked(stream_ms)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # whoever waited has heard of it
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _take(self, document: kubernetes_api.Json) -> None:
+        """Whichever way it came. An older object than the known one brings nothing new: generations only become more."""
+        async with self._taking:
+            metadata = document.get("metadata") or {}
+            try:
+                await self._read(metadata.get("uid"), document)
+            except packed_generations.UnreadableGenerationsError as error:
+                if self.unreadable != str(error):
+                    log.error("the fleet's rules can't be taken up, the last good ones stay in force: %s", error)
+                self.unreadable = str(error)
+            else:
+                if self.unreadable:
+                    log.info("the fleet's rules can be read again")
+                self.unreadable = ""
+            self._version = str(metadata.get("resourceVersion") or "")
+
+    async def _read(self, uid: object, document: kubernetes_api.Json) -> None:
+        """Raises UnreadableGenerationsError."""
+        if self._uid and uid != self._uid:
+            raise packed_generations.UnreadableGenerationsError(
+                f"{self._path} is another fleet of that name by now; this worker ends with the one that it belongs to"
+            )
+        packed = ((document.get("status") or {}).get("rules") or {}).get("generations") or ""
+        if not isinstance(packed, str) or (not packed and self._kept):
+            raise packed_generations.UnreadableGenerationsError(
+                f"{self._path}: status.rules.generations is gone; the operator writes it anew"
+            )
+        if packed == self._packed:
+            return
+        found = await self._clock.in_thread(functools.partial(packed_generations.unpack, packed))
+        if not found:
+            raise packed_generations.UnreadableGenerationsError(f"{self._path}: status.rules.generations is empty")
+        self._check(found)
+        self._uid, self._packed = str(uid or ""), packed
+        if not self._kept or found[-1].generation > self._kept[-1].generation:
+            async with self._changed:
+                self._kept = found
+                self._changed.notify_all()
+
+    def _check(self, found: tuple[rules.RulesGeneration, ...]) -> None:
+        """What was judged by stays what it was."""
+        known = {entry.generation: entry for entry in self._kept}
+        for entry in found:
+            if known.get(entry.generation, entry) != entry:
+                raise packed_generations.UnreadableGenerationsError(
+                    f"{self._path}: generation {entry.generation} is another one than was judged by; the operator's status or a restored "
+                    "backup contradicts it"
+                )
