@@ -17,8 +17,11 @@ command -v "$python" >/dev/null || refuse "there is no $python here; install Pyt
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   refuse "$("$python" --version) is too old; Python 3.11 or newer is needed: make PYTHON=python3.12 …"
 
+# Where a virtual environment is active, perhaps the very one that is about to be made anew: the interpreter that it was made with.
+python=$("$python" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))')
+
 # The interpreter is part of what was installed: wheels of one Python version are useless to another.
-wanted=$("$python" -c 'import sys; print(sys.version, sys.prefix)'; cat "$requirements")
+wanted=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)'; cat "$requirements")
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 rm -rf "$folder"
