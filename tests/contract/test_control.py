@@ -1,18 +1,20 @@
-"""What every control plane outside Kubernetes promises, judged on the folder and on the one in memory."""
+"""What every control plane promises, judged on the folder, on the one in memory, and on a real API server."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
 from fleet_model import hashing, partition, rules, twin_partition
 from fleet_worker import control_plane, errors
 from fleet_worker.adapters import clock, control_folder, memory_control
+from tests.support import kubernetes_plane
 
 Item = TypeVar("Item")
 
@@ -47,14 +49,34 @@ def real() -> Iterator[clock.RealClock]:
 
 
 @pytest.fixture(params=["folder", "memory"])
-async def plane(
+async def outside(
     request: pytest.FixtureRequest, tmp_path: Path, real: clock.RealClock
 ) -> control_folder.ControlFolder | memory_control.MemoryControl:
-    if request.param == "memory":
+    """Outside Kubernetes there are heartbeats, and the start is the control plane's to keep."""
+    return await made_outside(request.param, tmp_path, real)
+
+
+@pytest.fixture(params=["folder", "memory", pytest.param("kubernetes", marks=pytest.mark.processes)])
+async def plane(
+    request: pytest.FixtureRequest, tmp_path: Path, real: clock.RealClock
+) -> AsyncIterator[control_plane.ControlPlane]:
+    if request.param != "kubernetes":
+        yield await made_outside(request.param, tmp_path, real)
+        return
+    server = request.getfixturevalue("api_server")
+    namespace = f"contract-{secrets.token_hex(4)}"
+    async with kubernetes_plane.opened(server, namespace, tmp_path / "account", real) as opened:
+        yield cast(control_plane.ControlPlane, opened)
+
+
+async def made_outside(
+    kind: str, folder: Path, real: clock.RealClock
+) -> control_folder.ControlFolder | memory_control.MemoryControl:
+    if kind == "memory":
         return memory_control.MemoryControl(real)
-    folder = control_folder.ControlFolder(tmp_path / "control", real)
-    await folder.prepare()
-    return folder
+    made = control_folder.ControlFolder(folder / "control", real)
+    await made.prepare()
+    return made
 
 
 async def upcoming(items: AsyncIterator[Item], is_it: Callable[[Item], bool] = lambda item: True) -> Item:
@@ -70,7 +92,7 @@ async def test_what_is_created_is_there_with_a_resource_version(plane: control_p
     assert await plane.partitions() == {}
     stored = await plane.create(wanted())
     assert stored.resource_version
-    assert dataclasses.replace(stored, resource_version="") == wanted()
+    assert dataclasses.replace(stored, resource_version="", namespace="default") == wanted()
     assert await plane.partitions() == {SHARD: stored}
     with pytest.raises(errors.PreconditionFailedError, match=SHARD):
         await plane.create(wanted())
@@ -214,15 +236,15 @@ async def test_two_readers_hear_the_same(plane: control_plane.ControlPlane) -> N
     assert [await upcoming(reader) for reader in readers] == [{SHARD: stored}] * 3
 
 
-async def test_the_last_heartbeat_of_each_worker_is_kept(plane: control_plane.ControlPlane) -> None:
-    assert await plane.heartbeats() == {}
-    await plane.heartbeat(beat("worker-1"))
-    await plane.heartbeat(beat("worker-0", 1_000, ready=False))
-    await plane.heartbeat(beat("worker-0", 2_000))
-    assert await plane.heartbeats() == {"worker-0": beat("worker-0", 2_000), "worker-1": beat("worker-1")}
-    await plane.forget_worker("worker-1")
-    await plane.forget_worker("worker-1")
-    assert set(await plane.heartbeats()) == {"worker-0"}
+async def test_the_last_heartbeat_of_each_worker_is_kept(outside: control_plane.ControlPlane) -> None:
+    assert await outside.heartbeats() == {}
+    await outside.heartbeat(beat("worker-1"))
+    await outside.heartbeat(beat("worker-0", 1_000, ready=False))
+    await outside.heartbeat(beat("worker-0", 2_000))
+    assert await outside.heartbeats() == {"worker-0": beat("worker-0", 2_000), "worker-1": beat("worker-1")}
+    await outside.forget_worker("worker-1")
+    await outside.forget_worker("worker-1")
+    assert set(await outside.heartbeats()) == {"worker-0"}
 
 
 def test_a_worker_is_silent_after_twenty_seconds() -> None:
@@ -245,11 +267,11 @@ async def test_generations_are_told_when_there_are_any_and_when_they_change(plan
     assert await plane.generations() == (generation(1), generation(2))
 
 
-async def test_generations_that_judge_nothing_any_more_go(plane: control_plane.ControlPlane) -> None:
-    await plane.append_generation(made(1), 0)
-    await plane.append_generation(made(2), 0)
-    assert await plane.append_generation(made(3), 1_500) == (generation(2), generation(3))
-    assert await plane.generations() == (generation(2), generation(3))
+async def test_generations_that_judge_nothing_any_more_go(outside: control_plane.ControlPlane) -> None:
+    await outside.append_generation(made(1), 0)
+    await outside.append_generation(made(2), 0)
+    assert await outside.append_generation(made(3), 1_500) == (generation(2), generation(3))
+    assert await outside.generations() == (generation(2), generation(3))
 
 
 async def test_a_generation_is_made_from_what_is_kept_or_not_at_all(plane: control_plane.ControlPlane) -> None:
@@ -264,8 +286,8 @@ async def test_a_generation_is_made_from_what_is_kept_or_not_at_all(plane: contr
     assert seen == [0, 1, 2]
 
 
-async def test_a_start_is_settled_once(plane: control_plane.ControlPlane) -> None:
-    assert await plane.start() is None
-    assert await plane.settle_start(START) == START
-    assert await plane.settle_start(partition.Start("telemetry", None)) == START
-    assert await plane.start() == START
+async def test_a_start_is_settled_once(outside: control_plane.ControlPlane) -> None:
+    assert await outside.start() is None
+    assert await outside.settle_start(START) == START
+    assert await outside.settle_start(partition.Start("telemetry", None)) == START
+    assert await outside.start() == START
