@@ -74,7 +74,7 @@ class Custody:
         self._standing: fleet_manifest.Manifest | None = None
         self._etag = ""
         self._tried_over: _Attempt | None = None
-        self._fenced: str | None = None
+        self._fenced: errors.FencedError | None = None
         self._writing = asyncio.Lock()
 
     @property
@@ -202,7 +202,7 @@ class Custody:
 
     def _check(self) -> None:
         if self._fenced is not None:
-            raise errors.FencedError(self._fenced)
+            raise errors.FencedError(str(self._fenced), self._fenced.by_nonce)
 
     @contextlib.asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
@@ -274,12 +274,13 @@ class Custody:
                 f"partition {shard_id}: its manifest is gone, so nobody can tell whose it is; bring {claims.manifest_key(shard_id)} back"
             )
         return self._fence_as(
-            f"partition {shard_id}: {found.worker} has claimed it at epoch {found.epoch} (nonce {found.nonce}); it stops here"
+            f"partition {shard_id}: {found.worker} has claimed it at epoch {found.epoch} (nonce {found.nonce}); it stops here",
+            found.nonce,
         )
 
-    def _fence_as(self, words: str) -> errors.FencedError:
-        self._fenced = words
-        return errors.FencedError(words)
+    def _fence_as(self, words: str, by_nonce: str = "") -> errors.FencedError:
+        self._fenced = errors.FencedError(words, by_nonce)
+        return self._fenced
 
     def _unsettled(self) -> errors.ObjectStoreUnavailableError:
         return errors.ObjectStoreUnavailableError(

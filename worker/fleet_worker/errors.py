@@ -68,7 +68,12 @@ class CheckpointBrokenError(FleetTwinError):
 
 
 class FencedError(FleetTwinError):
-    """Another owner has claimed the partition: it stops here, and nothing more of it is emitted."""
+    """Another owner has claimed the partition: it stops here, and nothing more of it is emitted. by_nonce: of the claim that stands; "" = it
+    isn't known."""
+
+    def __init__(self, message: str, by_nonce: str = "") -> None:
+        super().__init__(message)
+        self.by_nonce = by_nonce
 
 
 class ClaimRefusedError(FleetTwinError):

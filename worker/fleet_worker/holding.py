@@ -58,7 +58,7 @@ class Crew:
 
 class Holding:
     """wanted: the partition's object as last seen. has_begun: its twins are its own. refused_epoch: of the manifest that refused our
-    claim, 0 = none did. unclean: why its last commit, or closing its environment, failed when the worker stopped; "" = neither did."""
+    claim, 0 = none did. fenced_by: the nonce of the claim that fenced us last. unclean: why its last commit, or closing its environment, failed when the worker stopped; "" = neither did."""
 
     def __init__(self, crew: Crew, wanted: twin_partition.TwinPartition, lost: str = "") -> None:
         """lost: why it can never be read to its end; "" when it can."""
@@ -70,6 +70,7 @@ class Holding:
         self.standby: standby.Standby | None = None
         self.has_begun = False
         self.refused_epoch = 0
+        self.fenced_by = ""
         self.unclean = ""
         self.closed = asyncio.Event()
         self._crew = crew
@@ -142,6 +143,7 @@ class Holding:
                     await self._hold(place)
             except errors.FencedError as error:
                 # Of the claim that was fenced: the control plane may have named us anew since.
+                self.fenced_by = error.by_nonce
                 self._fenced_epoch = self.tenure.epoch if self.has_claim and self.tenure else self._asked_epoch
                 self._fail(str(error))
                 log.error("partition %s: %s", self.shard_id, error)
