@@ -48,3 +48,23 @@ def test_a_claim_lost_to_a_process_of_the_same_name_that_never_told_of_its_own_a
         await fleet.is_running(FIRST, "worker-0")
 
     in_a_crew(body)
+
+
+def test_a_former_owner_that_is_named_again_does_not_speak_over_who_claimed_meanwhile() -> None:
+    """What it told would be its own proof that it may publish."""
+
+    async def body(fleet: Crew) -> None:
+        await fleet.start("worker-1")
+        fleet.plans["worker-0"] = lambda call: memory_objects.Fault(failure=memory_objects.UNAVAILABLE)
+        fleet.control.cut("worker-0")
+        await fleet.assign(FIRST, "worker-1", takeover=True)
+        await fleet.is_running(FIRST, "worker-1")
+        await fleet.assign(FIRST, "worker-0", takeover=True)
+        fleet.control.mend("worker-0")
+        await fleet.clock.sleep(3 * crew.INTERVAL_S)
+        assert (fleet.status(FIRST).worker, fleet.status(FIRST).epoch) == ("worker-1", 2)
+        del fleet.plans["worker-0"]
+        await fleet.until(lambda: fleet.status(FIRST).epoch == 3)
+        await fleet.is_running(FIRST, "worker-0")
+
+    in_a_crew(body)

@@ -25,6 +25,9 @@ def told(held: holding.Holding, worker: str, stored: twin_partition.Status) -> t
         return _not_yet_claimed(held, stored, is_ours=is_ours) if held.role is holding.Role.OWNER else stored
     if held.role is not holding.Role.OWNER and not is_ours:
         return stored
+    if held.is_shared and held.tenure is not None and stored.epoch > held.tenure.epoch:
+        # By who has claimed it over us. We don't know of that yet, and our word over theirs would be our own proof that we own it.
+        return stored
     return _by_owner(held, worker, stored)
 
 
