@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from fleet_model import rules
 from tests.sim import schedule, world
 from tests.sim.schedule import Event, Kind
 from tests.support import piped
@@ -27,6 +28,10 @@ CALM = dataclasses.replace(
 def records(*times_s: float) -> list[Event]:
     made = [(at_s, *piped.sample(f"truck-{number}")) for number, at_s in enumerate(times_s)]
     return [Event(at_s, Kind.PUT, key=key, data=data) for at_s, key, data in made]
+
+
+def edit(at_s: float, default: rules.Rules) -> Event:
+    return Event(at_s, Kind.EDIT, rule=rules.RulesGeneration(default=default))
 
 
 FOUND = {
@@ -53,6 +58,11 @@ FOUND = {
         *records(10.0),
         Event(20.0, Kind.EDIT, rule=CALM.generation),
         Event(20.0, Kind.EDIT, rule=CALM.generation),
+    ],
+    "a disk error that hasn't struck when all is over doesn't spoil the last stop": [
+        edit(5.0, rules.Rules(offline=rules.OfflineRule(after_ms=100_000, repeat_interval_ms=1_000))),
+        *records(10.0),
+        Event(119.5, Kind.DISK_ERROR),
     ],
 }
 

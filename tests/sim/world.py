@@ -551,8 +551,11 @@ class World:
     # ── to rest, and to the end ──────────────────────────────────────────────────────────────────────────────────
 
     async def _heal(self) -> None:
-        """Every event has ended, and mended what it broke."""
+        """Every event has ended, and mended what it broke. A disk error that hasn't struck by now would spoil the stop before the
+        judgement, after which nobody starts again."""
         self.sky.is_clear = True
+        for worker in self.workers.values():
+            worker.disk.mend()
         for ordinal in range(schedule.WORKERS_MAX):
             self._start(ordinal)
 

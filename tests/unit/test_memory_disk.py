@@ -85,6 +85,15 @@ def test_an_environment_that_broke_is_never_used_again(disk: memory_disk.MemoryD
     assert disk.open(identity()).discarded is None, "told once"
 
 
+def test_what_was_to_fail_next_can_be_mended(disk: memory_disk.MemoryDisk) -> None:
+    store = disk.open(identity()).store
+    disk.fail_next("shard")
+    disk.mend()
+    store.commit(commit(1))
+    store.close()
+    assert disk.open(identity()).discarded is None
+
+
 def test_a_broken_environment_stays_broken_when_its_process_dies(disk: memory_disk.MemoryDisk) -> None:
     store = disk.open(identity()).store
     disk.fail_next("shard")

@@ -75,6 +75,11 @@ class MemoryDisk:
         environment.store.io_error = True
         return True
 
+    def mend(self) -> None:
+        """What was to fail next doesn't."""
+        for environment in self._environments.values():
+            environment.store.io_error = False
+
     def shards(self) -> list[str]:
         return sorted(self._environments)
 
