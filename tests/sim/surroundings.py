@@ -244,6 +244,10 @@ class Control(memory_control.MemoryControl):
     def known_generations(self) -> tuple[rules.RulesGeneration, ...]:
         return self._generations
 
+    def has_heard(self, worker: str) -> bool:
+        """Of the newest rules. One that was cut off before they were stamped counts as well: there were none while it was."""
+        return self.is_cut(worker) or self._given.get(worker, 0) == self._generations[-1].generation
+
     async def called(self, worker: str, operation: str, work: Callable[[], Answer], shard_id: str = "") -> Answer:
         processes.check_alive()
         return await super().called(worker, operation, work, shard_id)

@@ -64,6 +64,14 @@ FOUND = {
         *records(10.0),
         Event(119.5, Kind.DISK_ERROR),
     ],
+    "nobody is cut off from the control plane before it has heard of the last edit": [
+        *records(10.0),
+        edit(12.0, rules.Rules()),
+        Event(20.0, Kind.PAUSE, seconds=15.0),
+        edit(25.0, rules.Rules(temperature=rules.TemperatureRule(enabled=False))),
+        Event(30.0, Kind.CONTROL_AWAY, seconds=40.0),
+        *(Event(50.0, Kind.PUT, key=key, data=data) for key, data in piped.spike("truck-9")),
+    ],
 }
 
 

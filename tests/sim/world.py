@@ -404,6 +404,9 @@ class World:
         ghost = worker.running
         if ghost is None:
             return False
+        await self._all_have_heard()
+        if worker.running is not ghost:
+            return False
         old_disk, worker.disk, worker.running = worker.disk, memory_disk.MemoryDisk(), None
         ghost.network = dataclasses.replace(worker.network)
         self.control.cut(str(ghost.process))
@@ -418,6 +421,8 @@ class World:
         return await self._cut_off([self._worker(event.who)], target, event.seconds)
 
     async def _cut_off(self, workers: list[Worker], target: str, seconds: float, *, loop: bool = False) -> bool:
+        if target == "control":
+            await self._all_have_heard()
         networks = [worker.network for worker in workers] + ([self.loop_network] if loop else [])
         for network in networks:
             setattr(network, target, getattr(network, target) + 1)
@@ -509,6 +514,15 @@ class World:
         running = [worker.running for worker in self.workers.values() if worker.running is not None]
         is_cut = bool(self.loop_network.control) or any(one.network.control for one in running)
         return not is_cut and all(ghost.process.is_dead for ghost in self._ghosts)
+
+    async def _all_have_heard(self) -> None:
+        """Of the newest rules, before anybody is cut off from the control plane: the other half of what `_edit` waits for."""
+        while not all(
+            self.control.has_heard(str(worker.running.process))
+            for worker in self.workers.values()
+            if worker.running is not None and worker.running.supervisor is not None
+        ):
+            await self.clock.sleep(0.5)
 
     async def _storm(self, event: Event) -> bool:
         self.sky.storms += 1
