@@ -34,6 +34,7 @@ def edit(at_s: float, default: rules.Rules) -> Event:
     return Event(at_s, Kind.EDIT, rule=rules.RulesGeneration(default=default))
 
 
+SOON_OFFLINE = rules.Rules(offline=rules.OfflineRule(after_ms=20_000, repeat_interval_ms=1_000))
 FOUND = {
     "children aren't seen before their parents": [
         Event(5.0, Kind.KINESIS_AWAY, seconds=90.0),
@@ -71,6 +72,12 @@ FOUND = {
         edit(25.0, rules.Rules(temperature=rules.TemperatureRule(enabled=False))),
         Event(30.0, Kind.CONTROL_AWAY, seconds=40.0),
         *(Event(50.0, Kind.PUT, key=key, data=data) for key, data in piped.spike("truck-9")),
+    ],
+    "a fleet isn't at rest before its clocks are where a former owner's was": [
+        edit(5.0, SOON_OFFLINE),
+        *records(10.0),
+        Event(40.0, Kind.CUT_CONTROL, seconds=80.0),
+        Event(50.0, Kind.CUT_KINESIS, 1, seconds=70.0),
     ],
 }
 

@@ -625,7 +625,19 @@ class World:
             return f"{piped[0].outbox.effects} effects wait"
         if stands.checkpoint is None or (last and stands.checkpoint.position.sequence_number != last):
             return "its checkpoint isn't of now"
+        if piped[0].state.clock_ms < (alert_ms := self._last_alert_ms(shard_id)):
+            return f"its clock stands at {piped[0].state.clock_ms}, a former owner's was at {alert_ms}"
         return ""
+
+    def _last_alert_ms(self, shard_id: str) -> int:
+        """The time of the newest alert of a shard and its ancestors. A former owner that didn't know yet of its successor may have been
+        ahead of it: what it said is judged when the successor has come that far."""
+        parents = {shard.shard_id: shard.parents for shard in self._shards()}
+        line = {shard_id}
+        for child in reversed(parents):  # they are listed parents first
+            line.update(parents[child] if child in line else ())
+        alerts = (fleet_pb2.DeviceAlert.FromString(record.data) for record in self.kinesis.records_of(ALERTS))
+        return max((alert.timestamp for alert in alerts if alert.shard_id in line), default=0)
 
     def _last_record(self, shard_id: str) -> str:
         records = self.kinesis.shard(TELEMETRY, shard_id).records
