@@ -59,6 +59,23 @@ def test_a_named_worker_claims_and_runs_and_checkpoints() -> None:
     in_a_crew(body)
 
 
+def test_the_first_twins_are_told_soon_and_those_after_them_seldom() -> None:
+    async def body(fleet: Crew) -> None:
+        await owned(fleet)
+        await fleet.clock.sleep(60.0)
+        assert fleet.status(FIRST).twins == 0
+        await heard(fleet, "worker-0")
+        await fleet.until(lambda: fleet.status(FIRST).twins == 1, 20.0)
+        await fleet.until(
+            lambda: not fleet.status(FIRST).checkpoint_stale and fleet.status(FIRST).checkpoint is not None
+        )
+        told = fleet.status(FIRST)
+        await fleet.clock.sleep(60.0)
+        assert fleet.status(FIRST) == told
+
+    in_a_crew(body)
+
+
 def test_a_planned_move_hands_over_everything() -> None:
     async def body(fleet: Crew) -> None:
         await owned(fleet)
