@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,6 +23,12 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
         factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
+
+
+def end_by_sigterm() -> None:
+    """Until the loop takes signals itself, SIGTERM ends the process with 143. By default it would, too, but not the first process of a container:
+    a pod that is deleted while it starts would start up, and then be killed with its grace period over."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 @contextmanager

@@ -114,6 +114,8 @@ def command(
       KUBECONFIG=~/.kube/config fleet-twin operator --namespace depot --image fleet-twin:dev --port 0
     """
     from fleet_cli import logs, loop
+
+    loop.end_by_sigterm()
     from fleet_operator import errors, main, pod_template
 
     if all_namespaces == bool(namespaces):

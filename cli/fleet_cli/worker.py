@@ -85,6 +85,8 @@ def command(
       AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test fleet-twin worker --fleet local.yaml --data ./data
     """
     from fleet_cli import logs, loop
+
+    loop.end_by_sigterm()
     from fleet_worker.adapters import allocation
 
     allocation.share_one_arena()
