@@ -68,3 +68,20 @@ def test_a_former_owner_that_is_named_again_does_not_speak_over_who_claimed_mean
         await fleet.is_running(FIRST, "worker-0")
 
     in_a_crew(body)
+
+
+def test_a_fence_by_no_other_claim_does_not_ask_for_epoch_after_epoch() -> None:
+    """The next claim would meet the same manifest: here one with the very nonce that the next start draws."""
+
+    async def body(fleet: Crew) -> None:
+        key = f"{FIRST}/manifest.json"
+        standing = manifest.parse(fleet.bucket.contents()[key])
+        await fleet.kill("worker-0")
+        same = dataclasses.replace(standing, nonce=f"{int(standing.nonce, 16) + 1:016x}", revision=99)
+        fleet.bucket.tamper(key, manifest.encode(same))
+        await fleet.start("worker-0")
+        await fleet.clock.sleep(crew.INTERVAL_S)
+        assert not fleet.workers["worker-0"].supervisor.partitions()
+        assert fleet.status(FIRST).manifest_epoch == 0
+
+    in_a_crew(body)

@@ -20,7 +20,7 @@ def told(held: holding.Holding, worker: str, stored: twin_partition.Status) -> t
         )
     is_ours = stored.worker in ("", worker)
     if held.was_fenced:
-        return _fenced(held, worker, stored) if is_ours and not _is_told_since(held, stored) else stored
+        return _fenced(held, worker, stored) if is_ours and _speaks_last(held, stored) else stored
     if held.is_shared and not held.has_claim:
         return _not_yet_claimed(held, stored, is_ours=is_ours) if held.role is holding.Role.OWNER else stored
     if held.role is not holding.Role.OWNER and not is_ours:
@@ -31,10 +31,14 @@ def told(held: holding.Holding, worker: str, stored: twin_partition.Status) -> t
     return _by_owner(held, worker, stored)
 
 
-def _is_told_since(held: holding.Holding, stored: twin_partition.Status) -> bool:
-    """Whether the claim that fenced us has been told, or one after it: whoever told it speaks for the partition. If nobody did, its owner
-    may be gone, and nobody but us would ever say that the partition isn't run."""
-    return stored.epoch > held.wanted.spec.epoch or bool(held.fenced_by and stored.nonce == held.fenced_by)
+def _speaks_last(held: holding.Holding, stored: twin_partition.Status) -> bool:
+    """Of who was fenced: whether nobody has spoken since. That's so while our own claim stands there, and while the claim that fenced us was
+    never told: its owner may be gone, and nobody but us would ever say that the partition isn't run. A fence by no other claim (the
+    manifest is gone, or carries a nonce of ours that we never wrote) would meet the next epoch's claim as well, at once and for ever."""
+    if held.tenure is not None and stored.nonce == held.tenure.nonce:
+        return True
+    is_untold = held.fenced_by not in ("", stored.nonce)
+    return is_untold and stored.epoch <= held.wanted.spec.epoch
 
 
 def _standbys(
