@@ -106,7 +106,8 @@ class Looking:
         return Taken(look, document, stream)
 
     def forget(self, fleet: FleetKey) -> None:
-        for key in [key for key in self._told if key[:2] == fleet]:
+        # Of a copy: other fleets are looked at meanwhile, in other threads.
+        for key in [key for key in self._told.copy() if key[:2] == fleet]:
             del self._told[key]
         self._loads.pop(fleet, None)
 

@@ -71,7 +71,7 @@ Credentials = Callable[[FleetKey, str], Awaitable[streams.Credentials]]
 
 
 class StreamWatch:
-    """`follow`, `forget` and `run` on the event loop; `seen` and `hint` from any thread."""
+    """`run` on the event loop, the rest from any thread."""
 
     def __init__(
         self, looks: Look, credentials: Credentials, now: clock.Clock, wake: Callable[[FleetKey], None]
@@ -118,11 +118,14 @@ class StreamWatch:
         try:
             while True:
                 now_s = self._clock.monotonic()
-                due = sorted((each.due_s, key) for key, each in self._entries.items() if not each.is_running)
+                # Rounds follow and forget fleets from their threads meanwhile.
+                due = sorted((each.due_s, key) for key, each in self._entries.copy().items() if not each.is_running)
                 for due_s, fleet in due:
                     if due_s > now_s or len(self._tasks) >= AT_ONCE_MAX:
                         break
-                    entry = self._entries[fleet]
+                    entry = self._entries.get(fleet)
+                    if entry is None or entry.is_running:
+                        continue
                     entry.is_running, entry.began_s = True, now_s
                     task = asyncio.create_task(self._ask(fleet, entry), name=f"stream of {'/'.join(fleet)}")
                     self._tasks.add(task)

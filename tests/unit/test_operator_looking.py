@@ -156,3 +156,21 @@ def test_a_deletion(annotation: str, at_once: bool) -> None:
     scene.cache.event(kinds.FLEET, "MODIFIED", found)
     deletion = scene.look().deletion
     assert deletion == observed.Deletion(1_767_225_600_000, at_once)
+
+
+def test_two_fleets_are_forgotten_at_once() -> None:
+    """Rounds run in threads of their own."""
+    scene = Scene()
+    scene.partition("uid-new")
+
+    class Meanwhile(tuple[str, str]):
+        __slots__ = ()
+        __hash__ = tuple.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            scene.looks.forget(FLEET)
+            return tuple.__eq__(self, other)
+
+    scene.look()
+    scene.looks.forget(Meanwhile(("depot", "vans")))
+    assert len(scene.look().partitions) == 1

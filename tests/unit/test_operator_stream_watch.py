@@ -176,3 +176,26 @@ def test_a_fleet_that_is_forgotten_is_asked_no_more() -> None:
 
     play(scene, story)
     assert len(scene.asked) == 1
+
+
+def test_a_fleet_that_is_forgotten_while_it_is_chosen_ends_nothing() -> None:
+    """Rounds forget fleets in threads of their own."""
+    scene = Scene()
+
+    class Going(tuple[str, str]):
+        """Forgotten as soon as it is put in order with another."""
+
+        __slots__ = ()
+        __hash__ = tuple.__hash__
+
+        def __lt__(self, other: tuple[str, ...]) -> bool:
+            scene.watch.forget(self)
+            return False
+
+    async def story() -> None:
+        scene.watch.follow(Going(("depot", "vans")), parse.parse(scenes.document()))
+        await asyncio.sleep(1)
+        assert scene.watch.seen(FLEET).is_asked
+
+    play(scene, story)
+    assert len(scene.asked) == 1
