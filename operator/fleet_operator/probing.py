@@ -31,6 +31,8 @@ LOOK_S = 0.25
 """Between two looks at what is due."""
 FORBIDDEN_S = 300.0
 NODE_NAMESPACE = "kube-node-lease"
+LOAD_MAX = 1e12
+"""Records/s of a shard; whoever says more says nothing. JSON has whole numbers that no float can be."""
 
 
 class Ask(Protocol):
@@ -168,7 +170,7 @@ def read(told: Mapping[str, Any], now_ms: int) -> workers.Answer:
         load={
             str(shard): float(rate)
             for shard, rate in (load.items() if isinstance(load, Mapping) else ())
-            if isinstance(rate, int | float) and rate >= 0
+            if isinstance(rate, int | float) and 0 <= rate <= LOAD_MAX
         },
     )
 

@@ -63,3 +63,8 @@ def test_a_workers_answer() -> None:
 )
 def test_an_answer_that_says_nothing_useful(told: dict[str, Any]) -> None:
     assert probing.read(told, 7) == workers.Answer(7, False, 0, {})
+
+
+@pytest.mark.parametrize("rate", [pytest.param(10**400, id="a long number"), float("inf"), float("nan"), -1.0, "12"])
+def test_a_load_that_is_none_counts_as_not_said(rate: object) -> None:
+    assert probing.read({"load": {"shardId-0": rate, "shardId-1": 2.0}}, 7).load == {"shardId-1": 2.0}

@@ -33,7 +33,7 @@ class WorkerHttp:
                         break
                 if answer.status == 200:
                     found = json.loads(body)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
             found = None  # it counts, and that is all there is to say of it
         told = found if isinstance(found, Mapping) else None
         self._count("answered" if told is not None else "silent")
