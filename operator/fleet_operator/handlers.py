@@ -76,7 +76,8 @@ class Watches:
         """Blocking, for STOP_S at most."""
         self._stop.set()
         self._loop_stop()
-        self._thread.join(STOP_S)
+        if self._thread.is_alive():  # whoever ends before it began has nothing to wait for
+            self._thread.join(STOP_S)
 
     def _work(self) -> None:
         wait_s = AGAIN_FIRST_S
