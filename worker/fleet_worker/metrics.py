@@ -247,7 +247,7 @@ class Metrics:
         )
         self.control_plane_silent = self._gauge(
             "control_plane_silent_seconds",
-            "How long the API server has said nothing to this worker, which goes on with what it knows; 0 while all is well (see control_plane in /v1/status).",
+            "How long the API server has said nothing to this worker, or has refused to tell it the rules, while it goes on with what it knows; 0 while all is well (see control_plane in /v1/status).",
         )
         self.loop_stall = self._histogram(
             "loop_stall_seconds",

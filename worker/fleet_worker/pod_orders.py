@@ -38,7 +38,9 @@ class PodOrders:
         self._measured = measured
         self._clock = clock
         self._ownership: ports.Ownership | None = None
-        self._out_of_reach = asyncio.Event()
+        self._out_of_reach = False
+        self._is_owed = asyncio.Event()
+        measured.control_plane_silent.set_function(self._silent_s)
 
     async def generations(self, stream: ports.Stream, retention_ms: int) -> Sequence[rules.RulesGeneration]:
         """Waits for the operator to have stamped the first."""
@@ -61,29 +63,31 @@ class PodOrders:
     async def rules_known(self, arrival_ms: int) -> None:
         """Surroundings.rules_known."""
         known = self._control.rules
-        if self._out_of_reach.is_set():
+        if self._out_of_reach:
             known.note(arrival_ms)
             return
         try:
             async with asyncio.timeout(RULES_WAIT_S):
                 await self._asked(arrival_ms)
         except TimeoutError:
-            self._out_of_reach.set()
+            self._out_of_reach = True
             self._measured.rules_unconfirmed.inc()
             log.warning(
                 "the API server can't be asked for rules; judging goes on by those known last: %s",
-                known.trouble or "no answer",
+                known.unanswered or known.trouble or "no answer",
             )
+        finally:
+            if self._out_of_reach or known.unanswered:  # also of a partition that leaves with its question open
+                self._is_owed.set()
 
     async def follow(self, around: surroundings.Surroundings, worker: supervisor.Supervisor, address: str) -> None:
-        self._measured.control_plane_silent.set_function(self._silent_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_rules(worker))
             group.create_task(loads.look(worker, self._clock))
             group.create_task(self._come_back())
 
     def _silent_s(self) -> float:
-        has_trouble = self._out_of_reach.is_set() or (self._ownership is not None and self._ownership.trouble)
+        has_trouble = self._out_of_reach or (self._ownership is not None and self._ownership.trouble)
         return self._control.silent_s() if has_trouble else 0.0
 
     async def _asked(self, arrival_ms: int) -> None:
@@ -100,10 +104,12 @@ class PodOrders:
     async def _come_back(self) -> None:
         """Asks until it is answered again; records don't wait for that meanwhile."""
         while True:
-            await self._out_of_reach.wait()
+            await self._is_owed.wait()
             await self._asked(self._control.rules.reached_ms())
-            self._out_of_reach.clear()
-            log.info("the API server can be asked for rules again")
+            self._is_owed.clear()
+            if self._out_of_reach:
+                self._out_of_reach = False
+                log.info("the API server can be asked for rules again")
 
     async def _follow_rules(self, worker: supervisor.Supervisor) -> None:
         async with contextlib.aclosing(self._control.rules.follow()) as following:

@@ -88,7 +88,7 @@ class Access:
 
 
 class KubernetesApi:
-    """heard_at: when the API server last said anything, by the monotonic clock."""
+    """heard_at: when the API server last gave what it was asked for, or told of an event, by the monotonic clock; a refusal isn't that."""
 
     def __init__(self, access: Access, session: aiohttp.ClientSession, clock: ports.Clock) -> None:
         self.heard_at = clock.monotonic()
@@ -152,7 +152,9 @@ class KubernetesApi:
             raise errors.ControlPlaneUnavailableError(f"the API server wants to be left alone for {wait_s:.1f} s more")
         timeout = aiohttp.ClientTimeout(total=REQUEST_S_MAX, sock_connect=CONNECT_S_MAX)
         async with self._answered(method, path, query, headers, body, timeout) as answer:
-            return _document(f"{method} {path}", await _whole(answer))
+            document = _document(f"{method} {path}", await _whole(answer))
+        self.heard_at = self._clock.monotonic()
+        return document
 
     @contextlib.asynccontextmanager
     async def _answered(
@@ -179,7 +181,6 @@ class KubernetesApi:
                     ssl=await self._current_trust(),
                     allow_redirects=False,
                 ) as answer:
-                    self.heard_at = self._clock.monotonic()
                     if answer.status == 401 and not is_last:
                         continue  # it was replaced since we read it
                     if answer.status != 200:

@@ -80,8 +80,9 @@ class KubernetesControl:
         return self.rules.known_until_ms
 
     def silent_s(self) -> float:
-        """For how long the API server hasn't said anything."""
-        return self._clock.monotonic() - self._api.heard_at
+        """For how long the API server hasn't said anything; while it can't be asked for rules, for how long that lasts."""
+        since_s = self._api.heard_at if self.rules.unanswered_since is None else self.rules.unanswered_since
+        return self._clock.monotonic() - since_s
 
     # ── partitions ───────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -25,11 +25,14 @@ ASK_S_MAX = 2.0
 
 
 class FleetRules:
-    """Of one fleet, for one reader. trouble: why the rules aren't known for sure; "" when all is well."""
+    """Of one fleet, for one reader. trouble: why the rules aren't known for sure; "" when all is well. unanswered, unanswered_since: why
+    the last question had no answer, and when the first of those in a row was begun; "" and None once one is answered."""
 
     def __init__(self, api: kubernetes_api.KubernetesApi, folder: str, fleet: str, clock: ports.Clock) -> None:
         """folder: the path of the namespace's fleets."""
         self.unreadable = ""
+        self.unanswered = ""
+        self.unanswered_since: float | None = None
         self._api = api
         self._path = f"{folder}/{fleet}"
         self._clock = clock
@@ -47,7 +50,7 @@ class FleetRules:
 
     @property
     def trouble(self) -> str:
-        return self._followed.trouble or self.unreadable
+        return self._followed.trouble or self.unreadable or self.unanswered
 
     @property
     def known_until_ms(self) -> int:
@@ -116,6 +119,20 @@ class FleetRules:
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _ask(self) -> None:
+        """Keeps its failure for whoever looks: those who ask again and again have no other word for it."""
+        begun_at = self._clock.monotonic()
+        try:
+            await self._look()
+        except errors.ControlPlaneUnavailableError as error:
+            if str(error) == self.unreadable:  # another trouble: the API server did answer
+                self.unanswered, self.unanswered_since = "", None
+            else:
+                self.unanswered = str(error)
+                self.unanswered_since = begun_at if self.unanswered_since is None else self.unanswered_since
+            raise
+        self.unanswered, self.unanswered_since = "", None
+
+    async def _look(self) -> None:
         stream_ms = self.reached_ms()
         try:
             async with asyncio.timeout(ASK_S_MAX):

@@ -1,0 +1,58 @@
+"""One request to an API server, and what counts as having heard from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import test_utils, web
+
+from fleet_worker import errors
+from fleet_worker.adapters import clock, kubernetes_api
+
+PATH = "/things"
+
+
+class Ticking(clock.RealClock):
+    """Each look at it is a second later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+@contextlib.asynccontextmanager
+async def answering(folder: Path, answer: web.Response) -> AsyncIterator[kubernetes_api.KubernetesApi]:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(status=answer.status, body=answer.body)
+
+    (folder / "token").write_text("first")
+    application = web.Application()
+    application.router.add_get(PATH, handle)
+    async with test_utils.TestServer(application) as server:
+        with Ticking() as ticking:
+            access = kubernetes_api.Access(str(server.make_url("")).rstrip("/"), folder)
+            async with kubernetes_api.KubernetesApi.open(access, ticking) as api:
+                yield api
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500])
+async def test_a_refusal_is_nothing_heard(tmp_path: Path, status: int) -> None:
+    async with answering(tmp_path, web.json_response({"message": "no"}, status=status)) as api:
+        before = api.heard_at
+        with pytest.raises(errors.ControlPlaneUnavailableError, match=f"answered {status}: no"):
+            await api.get(PATH)
+        assert api.heard_at == before
+
+
+async def test_an_answer_is(tmp_path: Path) -> None:
+    async with answering(tmp_path, web.json_response({})) as api:
+        before = api.heard_at
+        assert await api.get(PATH) == {}
+        assert api.heard_at > before
