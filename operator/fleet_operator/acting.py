@@ -4,7 +4,8 @@ Nothing is decided here but what an error means for the rest of the plan:
 
     nobody answers, we don't lead any more     → nothing more is done
     it isn't what it was when it was read      → nothing more, but for partitions: each is a matter of its own
-    refused, an object of the fleet's own      → told in its conditions, the rest goes on: a quota mustn't keep partitions without an owner
+    refused, an object of the fleet's own      → told in its conditions, the rest goes on: a quota mustn't keep partitions without an owner;
+                                                 asked for again after REFUSED_S, told of all the while
     refused, anything else                     → told, nothing more is done
 
 Whoever is killed between two actions leaves what the next look goes on from. Blocking; for threads.
@@ -20,11 +21,14 @@ from typing import Any, Protocol
 from fleet_model import twin_partition_document
 from fleet_operator import actions, clock, errors, kinds, looking, naming
 from fleet_operator.cache import Cache, Found
-from fleet_operator.kinds import Kind
+from fleet_operator.kinds import FleetKey, Kind
 
 WRITE_S = 5.0
 STAMP_S_MIN = 0.15
 """With less time left, a write that stamps rules isn't begun: the look has become too old."""
+
+REFUSED_S = 5.0
+"""Until what was refused is asked for again; rounds come more often, and for other reasons."""
 
 _OWN = (actions.Apply, actions.Delete, actions.GrowClaim)
 _EACH_ALONE = (actions.ChangePartition, actions.DeletePartition)
@@ -61,10 +65,12 @@ _GRAVITY = list(End)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """done: actions that were carried out. is_told: the status that the plan's events belong to stands. why: the first thing that went
-    wrong. refusals: to be told in the fleet's conditions."""
+    """rest: the end but for refusals of the fleet's own objects, which keep nothing else from being done. done: actions that were carried
+    out. is_told: the status that the plan's events belong to stands. why: the first thing that went wrong. refusals: to be told in the
+    fleet's conditions."""
 
     end: End = End.DONE
+    rest: End = End.DONE
     done: int = 0
     is_told: bool = False
     why: str = ""
@@ -76,28 +82,47 @@ class Acting:
 
     def __init__(self, api: Api, cache: Cache, check: Callable[[], None], now: clock.Clock) -> None:
         self._api, self._cache, self._check, self._clock = api, cache, check, now
+        self._refused: dict[FleetKey, dict[str, tuple[float, str]]] = {}
+        """What was refused of a fleet's last plan, and when it was last asked for."""
 
     def carry_out(self, taken: looking.Taken, plan: actions.Plan) -> Result:
         round_ = _Round(self._api, self._cache, taken, self._clock)
-        end, why, done = End.DONE, "", 0
+        end, rest, why, done = End.DONE, End.DONE, "", 0
+        fleet = taken.look.namespace, taken.look.owner.name
+        before, refused = self._refused.get(fleet, {}), dict[str, tuple[float, str]]()
         refusals: list[str] = []
         # Events belong to the status; without one to write they belong to the plan's end.
         is_told = not any(isinstance(action, actions.WriteStatus | actions.RemoveFinalizer) for action in plan.actions)
         for action in plan.actions:
             try:
                 self._check()
+                asked_s, refusal = before.get(repr(action), (float("-inf"), ""))
+                if self._clock.monotonic() - asked_s < REFUSED_S:
+                    raise errors.RefusedError(refusal)
+                asked_s = self._clock.monotonic()
                 round_.act(action)
             except errors.OperatorError as error:
                 failed = _end_of(error)
                 end, why = max(end, failed, key=_GRAVITY.index), why or str(error)
                 if failed is End.REFUSED:
                     refusals.append(str(error))
+                if isinstance(error, errors.RefusedError) and isinstance(action, _OWN):
+                    refused[repr(action)] = asked_s, str(error)
+                else:
+                    rest = max(rest, failed, key=_GRAVITY.index)
                 if not _goes_on(action, failed):
                     break
             else:
                 done += 1
                 is_told |= isinstance(action, actions.WriteStatus | actions.RemoveFinalizer)
-        return Result(end, done, is_told, why, tuple(refusals))
+        if refused:
+            self._refused[fleet] = refused
+        else:
+            self._refused.pop(fleet, None)
+        return Result(end, rest, done, is_told, why, tuple(refusals))
+
+    def forget(self, fleet: FleetKey) -> None:
+        self._refused.pop(fleet, None)
 
 
 def _end_of(error: errors.OperatorError) -> End:

@@ -103,6 +103,7 @@ class Reconciling:
         for kept in (self._refusals, self._said):
             kept.pop(fleet, None)
         parts.looking.forget(fleet)
+        parts.acting.forget(fleet)
         parts.streams.forget(fleet)
         parts.probing.busy(fleet, False)
         parts.metrics.forget(fleet)
@@ -116,7 +117,8 @@ class Reconciling:
 
 
 def _outcome(result: acting.Result, made: actions.Plan) -> Outcome:
-    match result.end:
+    """An object of the fleet's own that is refused, maybe for days, mustn't slow down the rounds that take partitions over."""
+    match result.rest:
         case End.DONE:
             return Outcome(made.again_ms / 1_000)
         case End.EXPIRED:

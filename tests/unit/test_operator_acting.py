@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from fleet_model import hashing, twin_partition
-from fleet_operator import acting, actions, cache, errors, kinds, looking, naming, observed, stream_watch
+from fleet_operator import (
+    acting,
+    actions,
+    cache,
+    errors,
+    kinds,
+    looking,
+    naming,
+    observed,
+    reconciling,
+    stream_watch,
+    triggers,
+)
 from fleet_operator.acting import End
 from fleet_operator.actions import Plan
 from tests.unit import test_operator_plan as scenes
@@ -79,14 +91,14 @@ class Scene:
         }
         taken = dataclasses.replace(scenes.Cluster().look(), now_ms=NOW_MS, **look)
         self.taken = looking.Taken(taken, document, stream_watch.Seen(is_asked=True))
+        self.acts = acting.Acting(self.api, self.cache, self._check, self.clock)
 
     def _check(self) -> None:
         if not self.leads:
             raise errors.NotLeadingError("lost")
 
     def act(self, *todo: actions.Action) -> acting.Result:
-        acts = acting.Acting(self.api, self.cache, self._check, self.clock)
-        return acts.carry_out(self.taken, Plan(todo, "because"))
+        return self.acts.carry_out(self.taken, Plan(todo, "because"))
 
 
 def entry(number: int, version: str = "5") -> twin_partition.TwinPartition:
@@ -250,3 +262,26 @@ def test_own_writes_are_known_at_once() -> None:
 def test_scenes_are_of_this_fleet() -> None:
     assert Scene().taken.look.owner == objects.OWNER
     assert isinstance(Scene().taken.look, observed.Look)
+
+
+def test_what_is_refused_is_asked_for_now_and_then_and_told_of_all_the_while() -> None:
+    scene = Scene()
+    scene.api.fails["apply", "a"] = errors.RefusedError("quota")
+    told = [scene.act(actions.Apply(child("a")), actions.ChangePartition(entry(1)))]
+    for _ in range(10):
+        scene.clock.ms += 1_000
+        told.append(scene.act(actions.Apply(child("a")), actions.ChangePartition(entry(1))))
+    assert {(each.end, each.rest, each.refusals) for each in told} == {(End.REFUSED, End.DONE, ("quota",))}
+    assert scene.api.verbs.count(("apply", "a")) == 3
+    assert scene.api.verbs.count(("merge", "trucks-1")) == 11
+    scene.act(actions.Apply({**child("a"), "spec": {"an": "edit"}}))
+    assert scene.api.verbs.count(("apply", "a")) == 4
+
+
+def test_a_lasting_refusal_of_an_own_object_doesnt_slow_the_fleets_rounds() -> None:
+    scene = Scene()
+    scene.api.fails["apply", "a"] = errors.RefusedError("quota")
+    plan = Plan((), "because", again_ms=5_000)
+    assert reconciling._outcome(scene.act(actions.Apply(child("a"))), plan) == triggers.Outcome(5.0)
+    scene.api.fails["merge", "trucks-1"] = errors.RefusedError("no right")
+    assert reconciling._outcome(scene.act(actions.ChangePartition(entry(1))), plan).failed
