@@ -25,6 +25,9 @@ LIST_PAGE = 500
 
 _AGAIN_LATER = frozenset({408, 429, 500, 502, 503, 504})
 
+_UNTYPED = "typed patch object"
+"""So an apply of a field that isn't declared, or of one entry twice, is told of: as 500, though asking again helps nobody."""
+
 Count = Callable[[str, str, str], None]
 """(kind, verb, outcome): told of each request."""
 
@@ -144,7 +147,7 @@ class KubernetesApi:
             raise errors.ApiUnavailableError(f"{where}: the API server didn't answer: {error}") from error
         self._count(kind.name, verb, str(answer.status))
         if answer.status >= 300:
-            raise _error(where, answer.status, text)
+            raise _error(where, verb, answer.status, text)
         try:
             found = json.loads(text)
         except ValueError as error:
@@ -153,7 +156,7 @@ class KubernetesApi:
         return found
 
 
-def _error(where: str, status: int, text: bytes) -> errors.OperatorError:
+def _error(where: str, verb: str, status: int, text: bytes) -> errors.OperatorError:
     try:
         told = json.loads(text)
         message, reason = str(told.get("message") or ""), str(told.get("reason") or "")
@@ -164,6 +167,8 @@ def _error(where: str, status: int, text: bytes) -> errors.OperatorError:
         return errors.MissingError(said)
     if status == 409:
         return errors.ConflictError(said)
+    if verb == "apply" and status == 500 and _UNTYPED in message:
+        return errors.RefusedError(said)
     if status in _AGAIN_LATER:
         return errors.ApiUnavailableError(said)
     if status == 401:
