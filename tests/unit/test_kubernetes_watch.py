@@ -59,9 +59,9 @@ def watched(after: int, *lines: object, is_cut: bool = False) -> Answer:
 
 @contextlib.asynccontextmanager
 async def states(
-    folder: Path, script: Sequence[Answer]
+    folder: Path, script: Sequence[Answer], found: list[kubernetes_watch.Followed] | None = None
 ) -> AsyncIterator[tuple[AsyncIterator[kubernetes_watch.Objects], list[str]]]:
-    """What is told while the server answers by the script; and who asked, by token."""
+    """What is told while the server answers by the script; and who asked, by token. found: takes up who follows."""
     tokens: list[str] = []
     left = list(script)
 
@@ -77,6 +77,8 @@ async def states(
             access = kubernetes_api.Access(str(server.make_url("")).rstrip("/"), folder)
             async with kubernetes_api.KubernetesApi.open(access, real) as api:
                 followed = kubernetes_watch.Followed(api, PATH, {}, real)
+                if found is not None:
+                    found.append(followed)
                 async with contextlib.aclosing(followed.states()) as told:
                     yield told, tokens
 
@@ -133,6 +135,47 @@ async def until(told: AsyncIterator[kubernetes_watch.Objects], names: set[str]) 
 async def test_nothing_is_lost(tmp_path: Path, script: Sequence[Answer]) -> None:
     async with states(tmp_path, script) as (told, _):
         await until(told, {"a", "b", "c"})
+
+
+def ended(after: int) -> Answer:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.query["resourceVersion"] == str(after)
+        return web.Response()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([watched(50)], id="silent"),
+        pytest.param([refused(504), refused(504), refused(504)], id="too large a version"),
+        pytest.param([ended(50), ended(50), ended(50)], id="ends without a word"),
+    ],
+)
+async def test_an_api_server_put_back_to_a_backup_is_listed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Sequence[Answer]
+) -> None:
+    monkeypatch.setattr(kubernetes_api, "SILENT_S_MAX", 0.3)
+    before = [listed(50, thing("a", 4), thing("since", 49))]
+    async with states(tmp_path, [*before, *script, listed(9, thing("a", 4), thing("b", 8)), watched(9)]) as (told, _):
+        await until(told, {"a", "since"})
+        await until(told, {"a", "b"})
+
+
+async def test_trouble_is_over_at_the_first_word_and_not_when_a_watch_opens(tmp_path: Path) -> None:
+    followed: list[kubernetes_watch.Followed] = []
+    troubles: list[str] = []
+
+    async def after_one_that_opened(request: web.Request) -> web.StreamResponse:
+        troubles.append(followed[0].trouble)
+        return await watched(5, {"type": "ADDED", "object": thing("b", 6)})(request)
+
+    script = [listed(5, thing("a", 4)), refused(500), ended(5), after_one_that_opened]
+    async with states(tmp_path, script, followed) as (told, _):
+        await until(told, {"a", "b"})
+        assert "answered 500" in troubles[0]
+        assert followed[0].trouble == ""
 
 
 async def test_a_refused_token_is_read_again(tmp_path: Path) -> None:

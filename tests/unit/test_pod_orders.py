@@ -41,9 +41,8 @@ class Api(kubernetes_api.KubernetesApi):
         return self.fleet
 
     async def watch(
-        self, path: str, query: Mapping[str, str], resource_version: str, opened: Callable[[], None]
+        self, path: str, query: Mapping[str, str], resource_version: str
     ) -> AsyncGenerator[kubernetes_api.Json, None]:
-        opened()
         await asyncio.Event().wait()
         yield {}
 

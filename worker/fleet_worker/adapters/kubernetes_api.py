@@ -14,7 +14,7 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -68,6 +68,10 @@ class ExpiredError(RefusedError):
     """The resourceVersion is too old to watch from: list anew."""
 
 
+class SilentError(errors.ControlPlaneUnavailableError):
+    """A watch is open and tells nothing, not even a bookmark."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Access:
     """url: of the API server, without a path. account_folder: where token and CA are."""
@@ -116,11 +120,9 @@ class KubernetesApi:
         headers = {"Accept": "application/json", "Content-Type": PATCH_TYPE}
         return await self._asked("PATCH", path, {}, headers, orjson.dumps(document))
 
-    async def watch(
-        self, path: str, query: Mapping[str, str], resource_version: str, opened: Callable[[], None]
-    ) -> AsyncGenerator[Json, None]:
+    async def watch(self, path: str, query: Mapping[str, str], resource_version: str) -> AsyncGenerator[Json, None]:
         """Events after that version, bookmarks among them. Ends when the API server ends it, also right in the middle of an event; that
-        one comes again after the version before it. opened: called when the API server has agreed. Raises ExpiredError too."""
+        one comes again after the version before it. Raises ExpiredError and SilentError too."""
         seconds = random.randint(*WATCH_S)
         asked = {**query, "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": resource_version}
         timeout = aiohttp.ClientTimeout(
@@ -130,7 +132,6 @@ class KubernetesApi:
             "GET", path, {**asked, "timeoutSeconds": str(seconds)}, {"Accept": "application/json"}, None, timeout
         ) as answer:
             _keep_alive(answer)
-            opened()
             left = b""
             async for some in answer.content.iter_any():
                 self.heard_at = self._clock.monotonic()
@@ -187,6 +188,8 @@ class KubernetesApi:
                         raise self._refusal(what, answer, await _whole(answer, SAID_MAX * 16))
                     yield answer
                     return
+        except aiohttp.SocketTimeoutError as error:
+            raise SilentError(f"{what}: the API server at {self._access.url} says nothing any more") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise errors.ControlPlaneUnavailableError(
                 f"{what}: the API server at {self._access.url} gave no whole answer: {_said(error)}"

@@ -1,6 +1,8 @@
 """Objects of one kind as the API server has them, kept up to date: listed once, then watched, and listed anew when too much was missed.
 
-A watch that breaks goes on after the last version that it told of; nothing is lost in between, and most breaks cost no list. It
+A watch that breaks goes on after the last version that it told of; nothing is lost in between, and most breaks cost no list. An API server
+that was put back to a backup hasn't reached that version yet: its watches open and say nothing, or are refused as if it were a passing
+trouble. So silence, and refusals in a row, lead to a new list too. It
 doesn't look into the objects, and it keeps what it has while the API server is away.
 """
 
@@ -24,6 +26,9 @@ NOT_THE_VERSION = (401, 403, 429)
 """Refusals that have nothing to do with from where on is watched."""
 STEADY_AFTER_S = 5.0
 """A watch that lasted so long was a good one."""
+
+UNHEARD_MAX = 3
+"""Watches in a row that were refused, or ended, without a word of any object."""
 
 Objects = Mapping[str, kubernetes_api.Json]
 """By metadata.name."""
@@ -57,6 +62,7 @@ class Followed:
         self._clock = clock
         self._objects: dict[str, kubernetes_api.Json] | None = None
         self._version = ""
+        self._unheard = 0
         self._changed = asyncio.Event()
 
     async def states(self) -> AsyncGenerator[Objects, None]:
@@ -91,15 +97,22 @@ class Followed:
                     await self._list()
                     began = self._clock.monotonic()
                 await self._watch()
+                self._unheard += 1
             except kubernetes_api.ExpiredError as error:
                 log.info("%s: listing anew", error)
+                self._version = ""
+            except kubernetes_api.SilentError as error:
+                self._tell(str(error))
                 self._version = ""
             except errors.ControlPlaneUnavailableError as error:
                 self._tell(str(error))
                 if isinstance(error, kubernetes_api.RefusedError):
                     wait_s = error.retry_after_s
+                    self._unheard += error.status not in NOT_THE_VERSION
                     if error.status not in NOT_THE_VERSION and error.status < 500:
                         self._version = ""  # whatever it minds, a new list is the way out of it
+            if self._unheard >= UNHEARD_MAX:
+                self._version, self._unheard = "", 0
             if self._clock.monotonic() - began >= STEADY_AFTER_S:
                 backoff.reset()
                 if not self.trouble and not wait_s:
@@ -120,10 +133,12 @@ class Followed:
 
     async def _watch(self) -> None:
         """Until it ends or breaks."""
-        watching = self._api.watch(self._path, self._query, self._version, self._over)
+        watching = self._api.watch(self._path, self._query, self._version)
         async with contextlib.aclosing(watching) as events:
             async for event in events:
                 self._take(event["type"], event["object"])
+                self._unheard = 0
+                self._over()
 
     def _take(self, kind: str, found: dict[str, Any]) -> None:
         assert self._objects is not None
