@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,24 @@ async def answering(folder: Path, answer: web.Response) -> AsyncIterator[kuberne
             access = kubernetes_api.Access(str(server.make_url("")).rstrip("/"), folder)
             async with kubernetes_api.KubernetesApi.open(access, ticking) as api:
                 yield api
+
+
+class Starved(clock.RealClock):
+    """Every thread is in a slow fsync."""
+
+    async def in_thread(self, function: Callable[[], clock.Answer]) -> clock.Answer:
+        await asyncio.Event().wait()
+        raise AssertionError("waits for good")
+
+
+async def test_a_request_waits_for_none_of_the_threads_that_commits_need(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("first")
+    (tmp_path / "ca.crt").write_text("no certificate")
+    access = kubernetes_api.Access("https://127.0.0.1:1", tmp_path)
+    with Starved() as starved:
+        async with kubernetes_api.KubernetesApi.open(access, starved) as api, asyncio.timeout(20.0):
+            with pytest.raises(errors.ControlPlaneUnavailableError, match=r"ca\.crt: the cluster's CA can't be read"):
+                await api.get(PATH)
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500])

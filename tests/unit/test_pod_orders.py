@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import types
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import aiohttp
 
 from fleet_model import packed_generations, rules
-from fleet_worker import metrics, pod_orders, supervisor
-from fleet_worker.adapters import kubernetes_api, kubernetes_control
+from fleet_worker import metrics, pod_orders, ports, supervisor
+from fleet_worker.adapters import clock as real_clock
+from fleet_worker.adapters import kubernetes_api, kubernetes_control, kubernetes_rules
 from tests.support import virtual_time
 
 RULES = (rules.RulesGeneration(),)
@@ -22,13 +23,13 @@ FORBIDDEN = "GET devicefleets: the API server answered 403: forbidden"
 class Api(kubernetes_api.KubernetesApi):
     """Lists and watches the fleet; its questions are refused while `refusal` says so."""
 
-    def __init__(self, clock: virtual_time.VirtualClock) -> None:
+    def __init__(self, clock: ports.Clock, generations: Sequence[rules.RulesGeneration] = RULES) -> None:
         access = kubernetes_api.Access("http://unused", cast(Any, None))
         super().__init__(access, cast(aiohttp.ClientSession, None), clock)
         self.refusal = ""
         self.fleet = {
             "metadata": {"name": "trucks", "uid": "1", "resourceVersion": "7"},
-            "status": {"rules": {"generations": packed_generations.pack(RULES)}},
+            "status": {"rules": {"generations": packed_generations.pack(generations)}},
         }
 
     async def get(
@@ -118,3 +119,20 @@ def test_a_partition_that_leaves_with_its_question_open_leaves_no_trouble_behind
             assert pod.ownership.trouble == ""
 
     virtual_time.run(main())
+
+
+class Starved(real_clock.RealClock):
+    """Every thread is in a slow fsync."""
+
+    async def in_thread(self, function: Callable[[], real_clock.Answer]) -> real_clock.Answer:
+        await asyncio.Event().wait()
+        raise AssertionError("waits for good")
+
+
+async def test_a_long_list_of_generations_is_read_without_the_threads_that_commits_need() -> None:
+    many = tuple(rules.RulesGeneration(number, number * 1_000) for number in range(1, 101))
+    with Starved() as starved:
+        followed = kubernetes_rules.FleetRules(Api(starved, many), "/devicefleets", "trucks", starved)
+        async with contextlib.aclosing(followed.follow()) as following, asyncio.timeout(20.0):
+            assert await anext(following) == many
+        await followed.close()

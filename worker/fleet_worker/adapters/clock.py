@@ -1,6 +1,6 @@
 """Real time and real threads behind ports.Clock.
 
-It owns the only thread pool of a worker, so how many blocking calls run at once has a bound; it never starts a thread
+It owns the thread pool of a worker's disks, so how many blocking calls run at once has a bound; it never starts a thread
 on its own account and never adjusts the time it is given.
 """
 

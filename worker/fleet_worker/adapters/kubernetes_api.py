@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import random
 import socket
@@ -102,7 +101,8 @@ class KubernetesApi:
         self._token = ""
         self._token_at = float("-inf")
         self._busy_until = float("-inf")
-        self._trust: tuple[tuple[int, int], ssl.SSLContext | bool] | None = None
+        self._trust: tuple[tuple[int, int], ssl.SSLContext] | None = None
+        self._trust_at = float("-inf")
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -171,7 +171,7 @@ class KubernetesApi:
         what = f"{method} {path}"
         try:
             for is_last in (False, True):
-                credentials = {"Authorization": f"Bearer {await self._current_token(anew=is_last)}"}
+                credentials = {"Authorization": f"Bearer {self._current_token(anew=is_last)}"}
                 async with self._session.request(
                     method,
                     self._access.url + path,
@@ -179,7 +179,7 @@ class KubernetesApi:
                     headers={**headers, **credentials},
                     data=body,
                     timeout=within,
-                    ssl=await self._current_trust(),
+                    ssl=self._current_trust(anew=is_last),
                     allow_redirects=False,
                 ) as answer:
                     if answer.status == 401 and not is_last:
@@ -191,6 +191,7 @@ class KubernetesApi:
         except aiohttp.SocketTimeoutError as error:
             raise SilentError(f"{what}: the API server at {self._access.url} says nothing any more") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._trust_at = float("-inf")  # perhaps the CA is another one by now
             raise errors.ControlPlaneUnavailableError(
                 f"{what}: the API server at {self._access.url} gave no whole answer: {_said(error)}"
             ) from error
@@ -215,29 +216,35 @@ class KubernetesApi:
         return RefusedError(message, answer.status, retry_after_s)
 
     # ── who asks, and whom ───────────────────────────────────────────────────────────────────────────────────────
+    # Both files lie in memory and are small. They are read on the spot: the clock's few threads may all be in slow fsyncs, and a question
+    # must not wait for those.
 
-    async def _current_token(self, *, anew: bool) -> str:
+    def _current_token(self, *, anew: bool) -> str:
         now = self._clock.monotonic()
         if anew or not self._token or now - self._token_at >= TOKEN_EVERY_S:
             path = self._access.account_folder / "token"
             try:
-                self._token = (await self._clock.in_thread(functools.partial(path.read_text, "ascii"))).strip()
+                self._token = path.read_text("ascii").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise errors.ControlPlaneUnavailableError(f"{path}: the pod's token can't be read: {error}") from error
             self._token_at = now
         return self._token
 
-    async def _current_trust(self) -> ssl.SSLContext | bool:
-        """By the CA in the account's folder, as it is now: clusters change theirs, too."""
+    def _current_trust(self, *, anew: bool) -> ssl.SSLContext | bool:
+        """By the CA in the account's folder, as it was TOKEN_EVERY_S ago at most: clusters change theirs, too. After a failure it is looked at
+        anew."""
         path = self._access.account_folder / "ca.crt"
         if not self._access.url.startswith("https:"):
             return True
+        now = self._clock.monotonic()
+        if self._trust is not None and not anew and now - self._trust_at < TOKEN_EVERY_S:
+            return self._trust[1]
         try:
-            told = await self._clock.in_thread(functools.partial(os.stat, path))
+            told = os.stat(path)
             signature = (told.st_ino, told.st_mtime_ns)
             if self._trust is None or self._trust[0] != signature:
-                context = await self._clock.in_thread(functools.partial(ssl.create_default_context, cafile=str(path)))
-                self._trust = (signature, context)
+                self._trust = (signature, ssl.create_default_context(cafile=str(path)))
+            self._trust_at = now
         except (OSError, ssl.SSLError) as error:
             raise errors.ControlPlaneUnavailableError(f"{path}: the cluster's CA can't be read: {error}") from error
         return self._trust[1]

@@ -8,8 +8,8 @@ read, or contradicts what was judged by, changes nothing: the last good rules st
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
-import functools
 import logging
 from collections.abc import AsyncGenerator
 
@@ -20,6 +20,8 @@ from fleet_worker.core import horizon
 
 log = logging.getLogger(__name__)
 
+UNPACKED_AT_ONCE_MAX = 600
+"""Characters of packed generations that are read within a millisecond or two; more of them are read in a thread."""
 ASK_S_MAX = 2.0
 """For one question; the next one may find another API server."""
 
@@ -47,6 +49,7 @@ class FleetRules:
         self._changed = asyncio.Condition()
         self._taking = asyncio.Lock()
         self._asking: asyncio.Task[None] | None = None
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="fleet-twin-rules")
 
     @property
     def trouble(self) -> str:
@@ -94,6 +97,7 @@ class FleetRules:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait((self._asking,))
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,7 +189,7 @@ class FleetRules:
             )
         if packed == self._packed:
             return
-        found = await self._clock.in_thread(functools.partial(packed_generations.unpack, packed))
+        found = await self._unpacked(packed)
         if not found:
             raise packed_generations.UnreadableGenerationsError(f"{self._path}: status.rules.generations is empty")
         self._check(found)
@@ -194,6 +198,12 @@ class FleetRules:
             async with self._changed:
                 self._kept = found
                 self._changed.notify_all()
+
+    async def _unpacked(self, packed: str) -> tuple[rules.RulesGeneration, ...]:
+        """Not by the clock's few threads: all of them may be in slow fsyncs, and edits must not wait for those."""
+        if len(packed) <= UNPACKED_AT_ONCE_MAX:
+            return packed_generations.unpack(packed)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, packed_generations.unpack, packed)
 
     def _check(self, found: tuple[rules.RulesGeneration, ...]) -> None:
         """What was judged by stays what it was."""
