@@ -126,13 +126,21 @@ async def test_a_list_goes_on_while_partitions_move(tmp_path: pathlib.Path, monk
     monkeypatch.setattr(gathering, "PAGE_MAX", 3)
     async with fleet(tmp_path) as asked:
         pages = 0
+        shown: list[str] = []
         right = api.get
 
         def moving(url: str, path: str, parameters: api.Json) -> api.Json:
             nonlocal pages
             pages += 1
-            asked.move(pages % SHARDS, f"worker-{(pages // 2) % 3}")
-            return right(url, path, parameters)
+            # The very partition that the last page ended in, and now and then another one.
+            read_last = hashing.hash_key(shown[-1]) // STEP if shown else 0
+            if pages % 2:
+                asked.move(read_last, f"worker-{(pages // 2) % 3}")
+            else:
+                asked.move(pages % SHARDS, f"worker-{(pages // 2) % 3}")
+            answer = right(url, path, parameters)
+            shown.extend(entry["device_id"] for entry in answer["twins"])
+            return answer
 
         monkeypatch.setattr(api, "get", moving)
         monkeypatch.setattr(gathering, "HOPS_MAX", 100)

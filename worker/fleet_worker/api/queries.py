@@ -179,7 +179,8 @@ def refuse_holes(page: walk.Page, paging: parameters.Paging) -> None:
         )
         start, end = hole.key_range.start, hole.key_range.end
         problem.body["hash_key_range"] = _range(hole.key_range)
-        problem.body["cursor"] = parameters.cursor_text((start, ""))
+        # Never before what was shown: a partition that moved between two pages leaves its hole in the middle of its range.
+        problem.body["cursor"] = parameters.cursor_text(max(paging.after, (start, "")))
         problem.body["next"] = None if end == hashing.HASH_KEY_MAX else parameters.cursor_text((end + 1, ""))
         raise problem
 
