@@ -261,7 +261,11 @@ class ClaimedTenure:
                     continue
                 try:
                     await self._verify()
-                except (errors.ObjectStoreUnavailableError, errors.ControlPlaneUnavailableError) as error:
+                except (
+                    errors.ObjectStoreUnavailableError,
+                    errors.ControlPlaneUnavailableError,
+                    errors.PartitionGoneError,  # whoever deleted its object decides; until that is heard, nothing is published
+                ) as error:
                     log.warning(
                         "partition %s: effects wait, as it is unknown whether it is still ours: %s",
                         self._place.identity.shard_id,
