@@ -57,7 +57,7 @@ class FleetRules:
 
     @property
     def known_until_ms(self) -> int:
-        return self._horizon.known_until_ms
+        return self._horizon.known_until_ms(self._clock.monotonic())
 
     async def follow(self) -> AsyncGenerator[tuple[rules.RulesGeneration, ...], None]:
         """As control_plane.ForWorkers.follow_generations."""
@@ -87,7 +87,7 @@ class FleetRules:
         """Returns when every generation that starts at or before arrival_ms was given to whoever follows; at once, when it is known to be so.
         Else it asks, once for all who wait. Raises ControlPlaneUnavailableError."""
         self.note(arrival_ms)
-        while self._horizon.known_until_ms < arrival_ms:
+        while self.known_until_ms < arrival_ms:
             if self._asking is None:
                 self._asking = asyncio.create_task(self._ask())
                 self._asking.add_done_callback(self._asked)

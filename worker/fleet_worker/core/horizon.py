@@ -23,9 +23,9 @@ REMEMBERED_S = 60.0
 
 @dataclasses.dataclass(slots=True)
 class Horizon:
-    """known_until_ms: every generation that starts at or before this arrival time is known; 0 before the first look."""
+    """Of one worker."""
 
-    known_until_ms: int = 0
+    _known_until_ms: int = 0
     _ahead_ms: float | None = None  # the stream's clock less the monotonic one, at least
     _ahead_before_ms: float | None = None
     _since_s: float = 0.0
@@ -46,4 +46,9 @@ class Horizon:
 
     def looked(self, stream_ms: int) -> None:
         """All that could be read when the stream's clock read at least stream_ms is known here, and given to whoever judges."""
-        self.known_until_ms = max(self.known_until_ms, stream_ms + AHEAD_MS)
+        self._known_until_ms = max(self._known_until_ms, stream_ms + AHEAD_MS)
+
+    def known_until_ms(self, now_s: float) -> int:
+        """Every generation that starts at or before this arrival time is known; 0 before the first look. Never further than an answer
+        of now would reach: a single arrival far ahead, forgotten since, would else cover all records until real time comes there."""
+        return min(self._known_until_ms, self.stream_ms(now_s) + AHEAD_MS)
