@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 PUBLISH_MS = 700
 """From the look to the moment when a new rules generation stands in the fleet's status, at most: `acting` holds the write to it. A
 generation starts this and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it."""
+GONE_MS_MAX = 600_000
+"""So long it is known when a worker was last heard of that has no pod any more."""
 REPLAY_MARGIN_MS = 600_000
 """Rules are kept so much longer than the stream keeps records."""
 
@@ -63,6 +65,7 @@ class Looking:
     def __init__(self, sources: Sources) -> None:
         self._from = sources
         self._told: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self._heard: dict[FleetKey, dict[str, int]] = {}
         self._loads: dict[FleetKey, loads.Loads] = {}
         self.watching_since_ms = 0
         """Since when this operator looks at anything; set when it begins to act."""
@@ -82,6 +85,9 @@ class Looking:
         pods = self._pods(fleet)
         partitions = self._partitions(fleet, owner)
         stream = source.streams.seen(fleet)
+        signs = workers.Signs(
+            self._answers(fleet, pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
+        )
         look = observed.Look(
             now_ms=now_ms,
             namespace=fleet[0],
@@ -94,9 +100,7 @@ class Looking:
             children=self._children(fleet, () if metadata.get("deletionTimestamp") else _names(reading)),
             claims=self._claims(fleet),
             pods=pods,
-            signs=workers.Signs(
-                self._answers(fleet, pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
-            ),
+            signs=self._with_those_gone(fleet, pods, signs, now_ms),
             partitions=partitions,
             shards=stream.shards,
             rules=self._rules(fleet, owner, stream, now_ms),
@@ -109,6 +113,7 @@ class Looking:
         # Of a copy: other fleets are looked at meanwhile, in other threads.
         for key in [key for key in self._told.copy() if key[:2] == fleet]:
             del self._told[key]
+        self._heard.pop(fleet, None)
         self._loads.pop(fleet, None)
 
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
@@ -189,6 +194,17 @@ class Looking:
             if entry.status.worker:
                 told[entry.status.worker] = max(known[1], told.get(entry.status.worker, 0))
         return {worker: moment for worker, moment in told.items() if moment}
+
+    def _with_those_gone(
+        self, fleet: FleetKey, pods: Sequence[workers.Pod], signs: workers.Signs, now_ms: int
+    ) -> workers.Signs:
+        """An evicted worker has no pod until the next one is made: it was heard of when its pod was seen to live last. While there is a
+        pod, that one alone says how it is."""
+        kept = {name: moment for name, moment in self._heard.get(fleet, {}).items() if now_ms - moment < GONE_MS_MAX}
+        there = {pod.name: workers.heard_ms(pod, signs, now_ms) for pod in pods}
+        self._heard[fleet] = kept | there
+        gone = {name: max(kept[name], signs.told_ms.get(name, 0)) for name in kept.keys() - there.keys()}
+        return dataclasses.replace(signs, told_ms={**signs.told_ms, **gone})
 
     # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -174,3 +174,30 @@ def test_two_fleets_are_forgotten_at_once() -> None:
     scene.look()
     scene.looks.forget(Meanwhile(("depot", "vans")))
     assert len(scene.look().partitions) == 1
+
+
+def test_a_worker_whose_pod_is_gone_was_heard_of_when_that_lived_last() -> None:
+    scene = Scene()
+    pod: dict[str, Any] = {
+        "metadata": {
+            "name": "trucks-1",
+            "namespace": "depot",
+            "uid": "pod-1",
+            "resourceVersion": "20",
+            "labels": {naming.FLEET: "trucks"},
+        },
+        "status": {
+            "containerStatuses": [{"name": "worker", "state": {"running": {}}}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    scene.cache.event(kinds.POD, None, pod)
+    assert scene.look().pods
+    seen_ms = scene.clock.now_ms()
+    scene.cache.event(kinds.POD, "DELETED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "21"}})
+    for _ in range(3):
+        scene.clock.s += 5
+        assert scene.look().signs.told_ms == {"trucks-1": seen_ms}
+    scene.clock.s += looking.GONE_MS_MAX / 1_000
+    assert scene.look().signs.told_ms == {}
+    scene.looks.forget(FLEET)
