@@ -70,25 +70,24 @@ class Streams:
 
     async def look(self, place: Place) -> Answer:
         """Raises StreamUnavailableError."""
+        client = None
         try:
             client = await self._client(place)
-            where = _named(place.stream)
-            summary = await client.describe_stream_summary(**where)
-            shards: list[partition.Shard] = []
-            answer = summary
-            for _ in range(PAGES_MAX):
-                answer = await client.list_shards(**where)
-                shards += [_shard(found) for found in answer["Shards"]]
-                if not answer.get("NextToken"):
-                    break
-                # Kinesis refuses a token together with the stream's name.
-                where = {"NextToken": answer["NextToken"]}
-            hours = int(summary["StreamDescriptionSummary"]["RetentionPeriodHours"])
-            return Answer(tuple(shards), hours * 3_600_000, _date_ms(answer))
+            return await _look(client, place.stream)
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, ValueError, OSError) as error:
+            if isinstance(error, botocore.exceptions.NoCredentialsError):
+                # A client looks for its own only when it is made, and those who give them may have been away just then.
+                await self._drop(place, client)
             raise errors.StreamUnavailableError(
                 f"stream {place.stream} can't be listed: {error}; look at spec.aws, the credentials and the network"
             ) from error
+
+    async def _drop(self, place: Place, client: Any) -> None:
+        """Only this one: one that was made since may be in use."""
+        key = dataclasses.replace(place, stream="")
+        if key in self._clients and self._clients[key][1] is client:
+            stack, _client = self._clients.pop(key)
+            await stack.aclose()
 
     async def _client(self, place: Place) -> Any:
         key = dataclasses.replace(place, stream="")
@@ -113,6 +112,22 @@ class Streams:
             oldest, _client = self._clients.popitem(last=False)[1]
             await oldest.aclose()
         return client
+
+
+async def _look(client: Any, stream: str) -> Answer:
+    where = _named(stream)
+    summary = await client.describe_stream_summary(**where)
+    shards: list[partition.Shard] = []
+    answer = summary
+    for _ in range(PAGES_MAX):
+        answer = await client.list_shards(**where)
+        shards += [_shard(found) for found in answer["Shards"]]
+        if not answer.get("NextToken"):
+            break
+        # Kinesis refuses a token together with the stream's name.
+        where = {"NextToken": answer["NextToken"]}
+    hours = int(summary["StreamDescriptionSummary"]["RetentionPeriodHours"])
+    return Answer(tuple(shards), hours * 3_600_000, _date_ms(answer))
 
 
 def _named(stream: str) -> dict[str, str]:
