@@ -215,6 +215,7 @@ class _Operator:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             self._triggers = None
+            self.metrics.forget_all()
 
     # ── between the parts ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -106,6 +106,15 @@ class Metrics:
         self._reasons[fleet] = now
 
     def forget(self, fleet: FleetKey) -> None:
-        for gauge in (self.condition, self.reason, self.partitions, self.moves, self.last_reconcile):
+        for gauge in self._of_fleets():
             gauge.remove_by_labels({"namespace": fleet[0], "fleet": fleet[1]})
         self._reasons.pop(fleet, None)
+
+    def forget_all(self) -> None:
+        """Of who doesn't act any more: what is said of fleets is another's to say, and ours would never change again."""
+        for gauge in self._of_fleets():
+            gauge.clear()
+        self._reasons.clear()
+
+    def _of_fleets(self) -> tuple[Gauge, ...]:
+        return self.condition, self.reason, self.partitions, self.moves, self.last_reconcile
