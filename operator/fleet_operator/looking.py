@@ -54,11 +54,13 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Taken:
-    """A look, the fleet's document that it was taken of, and what is known of its stream."""
+    """A look, the fleet's document that it was taken of, and what is known of its stream. is_early: that isn't known yet; the look is
+    without the children that only the API server knows then, and nothing is to be planned by it."""
 
     look: observed.Look
     document: Found
     stream: stream_watch.Seen
+    is_early: bool = False
 
 
 class Looking:
@@ -85,6 +87,7 @@ class Looking:
         pods = self._pods(fleet)
         partitions = self._partitions(fleet, owner)
         stream = source.streams.seen(fleet)
+        is_early = reading.fleet is not None and not metadata.get("deletionTimestamp") and not stream.is_asked
         signs = workers.Signs(
             self._answers(fleet, pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
         )
@@ -97,7 +100,7 @@ class Looking:
             has_finalizer=naming.FINALIZER in (metadata.get("finalizers") or ()),
             deletion=_deletion(metadata),
             status=document.get("status") or {},
-            children=self._children(fleet, () if metadata.get("deletionTimestamp") else _names(reading)),
+            children=self._children(fleet, () if is_early or metadata.get("deletionTimestamp") else _names(reading)),
             claims=self._claims(fleet),
             pods=pods,
             signs=self._with_those_gone(fleet, pods, signs, now_ms),
@@ -107,7 +110,7 @@ class Looking:
             refusals=refusals,
             watching_since_ms=self.watching_since_ms,
         )
-        return Taken(look, document, stream)
+        return Taken(look, document, stream, is_early)
 
     def forget(self, fleet: FleetKey) -> None:
         # Of a copy: other fleets are looked at meanwhile, in other threads.

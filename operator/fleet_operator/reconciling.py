@@ -22,7 +22,7 @@ from fleet_operator.triggers import Outcome
 log = logging.getLogger(__name__)
 
 CONFLICT_S = 0.3
-STREAM_S = 2.0
+STREAM_S = 1.0
 """Until the stream was asked for the first time; its answer wakes the fleet anyway."""
 STANDBY_S = 1.0
 FIRST_OF_REFUSED_S = 5.0
@@ -73,7 +73,7 @@ class Reconciling:
 
     def _round(self, fleet: FleetKey, taken: looking.Taken) -> tuple[str, Outcome]:
         parts, look = self._parts, taken.look
-        if look.reading.fleet is not None and look.deletion is None and not taken.stream.is_asked:
+        if taken.is_early:
             return "waiting", Outcome(STREAM_S)
         if _hears_of_ended_shards(look):
             parts.streams.hint(fleet)

@@ -31,13 +31,16 @@ SHARDS_S_MAX = 120.0
 CLOCK_S_MAX = 3_600.0
 AT_ONCE_MAX = 8
 LOOK_S_MAX = 20.0
+FIRST_S_MAX = 5.0
+"""So long a fleet's first round waits for the first answer. Then its stream is one that can't be listed: takeovers don't need it."""
 SAMPLES = 32
 """Date headers come in whole seconds: the farthest ahead of this many tells the clock to a fraction of one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
-    """shards None: it can't be listed. now_ms None: nobody knows the stream's clock. is_asked: it was asked at all. why: it can't be
+    """shards None: it can't be listed. now_ms None: nobody knows the stream's clock. is_asked: it was asked at all, or has kept us waiting for
+    FIRST_S_MAX. why: it can't be
     listed; "" = it was."""
 
     is_asked: bool = False
@@ -51,6 +54,7 @@ class Seen:
 class _Entry:
     fleet: spec.FleetSpec
     due_s: float
+    since_s: float
     is_asked: bool = False
     is_running: bool = False
     answer: streams.Answer | None = None
@@ -88,7 +92,8 @@ class StreamWatch:
             document.aws,
             document.streams.telemetry,
         ):
-            self._entries[fleet] = _Entry(document, due_s=self._clock.monotonic())
+            now_s = self._clock.monotonic()
+            self._entries[fleet] = _Entry(document, due_s=now_s, since_s=now_s)
 
     def forget(self, fleet: FleetKey) -> None:
         self._entries.pop(fleet, None)
@@ -101,8 +106,11 @@ class StreamWatch:
 
     def seen(self, fleet: FleetKey) -> Seen:
         entry = self._entries.get(fleet)
-        if entry is None or entry.answer is None:
-            return Seen(entry is not None and entry.is_asked, why=entry.why if entry is not None else "")
+        if entry is None:
+            return Seen()
+        if entry.answer is None:
+            waited_s = self._clock.monotonic() - entry.since_s
+            return Seen(entry.is_asked or waited_s >= FIRST_S_MAX, why=entry.why or "no answer yet")
         age_s = self._clock.monotonic() - entry.answered_s
         ahead_ms = max(entry.ahead_ms, default=None)
         return Seen(

@@ -52,6 +52,7 @@ class Scene:
     def __init__(self) -> None:
         self.cache, self.clock, self.streams, self.probing = cache.Cache(), Clock(), Streams(), Probing()
         self.elsewhere: dict[tuple[str, str], dict[str, Any]] = {}
+        self.asked = 0
         self.looks = looking.Looking(
             looking.Sources(self._get, self.cache, self.streams, self.probing, self.clock, objects.DEFAULTS)  # type: ignore[arg-type]
         )
@@ -60,6 +61,7 @@ class Scene:
         self.cache.event(kinds.FLEET, None, document)
 
     def _get(self, kind: kinds.Kind, namespace: str, name: str) -> dict[str, Any]:
+        self.asked += 1
         if (kind.name, name) not in self.elsewhere:
             raise errors.MissingError(name)
         return self.elsewhere[kind.name, name]
@@ -201,3 +203,16 @@ def test_a_worker_whose_pod_is_gone_was_heard_of_when_that_lived_last() -> None:
     scene.clock.s += looking.GONE_MS_MAX / 1_000
     assert scene.look().signs.told_ms == {}
     scene.looks.forget(FLEET)
+
+
+def test_before_the_stream_was_asked_nothing_is_asked_of_the_api_server() -> None:
+    scene = Scene()
+    scene.streams.known = stream_watch.Seen()
+    taken = scene.looks.look(FLEET, ())
+    assert taken is not None
+    assert (taken.is_early, scene.asked) == (True, 0)
+    scene.streams.known = stream_watch.Seen(is_asked=True)
+    taken = scene.looks.look(FLEET, ())
+    assert taken is not None
+    assert not taken.is_early
+    assert scene.asked > 0

@@ -32,6 +32,7 @@ class Scene:
     def __init__(self) -> None:
         self.shards: tuple[partition.Shard, ...] = (SHARD,)
         self.is_away = False
+        self.takes_s = 0.01
         self.asked: list[float] = []
         self.places: list[streams.Place] = []
         self.woken = 0
@@ -40,7 +41,7 @@ class Scene:
     async def look(self, place: streams.Place) -> streams.Answer:
         self.asked.append(Clock().monotonic())
         self.places.append(place)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.takes_s)
         if self.is_away:
             raise errors.StreamUnavailableError("away")
         return streams.Answer(self.shards, 86_400_000, (Clock().now_ms() + AHEAD_MS) // 1000 * 1000)
@@ -199,3 +200,16 @@ def test_a_fleet_that_is_forgotten_while_it_is_chosen_ends_nothing() -> None:
 
     play(scene, story)
     assert len(scene.asked) == 1
+
+
+def test_a_stream_that_doesnt_answer_holds_the_first_round_up_for_a_few_seconds_only() -> None:
+    scene = Scene()
+    scene.takes_s = 1_000.0
+
+    async def story() -> None:
+        await asyncio.sleep(stream_watch.FIRST_S_MAX - 0.5)
+        assert not scene.watch.seen(FLEET).is_asked
+        await asyncio.sleep(1)
+        assert scene.watch.seen(FLEET) == stream_watch.Seen(is_asked=True, why="no answer yet")
+
+    play(scene, story)
