@@ -1,13 +1,19 @@
-"""What tests of several folders share: servers that are too slow to start for each test."""
+"""What tests of several folders share: servers that are too slow to start for each test, and that no example is timed: a machine may be busy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support import api_server as api_servers
 from tests.support import go_toolchain
+
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
