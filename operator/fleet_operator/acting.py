@@ -77,29 +77,39 @@ class Result:
     refusals: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Refused:
+    """asked_s: when it was last asked for, by the monotonic clock."""
+
+    action: actions.Action
+    asked_s: float
+    why: str
+
+
 class Acting:
     """check: raises NotLeadingError."""
 
     def __init__(self, api: Api, cache: Cache, check: Callable[[], None], now: clock.Clock) -> None:
         self._api, self._cache, self._check, self._clock = api, cache, check, now
-        self._refused: dict[FleetKey, dict[str, tuple[float, str]]] = {}
-        """What was refused of a fleet's last plan, and when it was last asked for."""
+        self._refused: dict[FleetKey, list[_Refused]] = {}
+        """Of a fleet's last plan; mostly nothing."""
 
     def carry_out(self, taken: looking.Taken, plan: actions.Plan) -> Result:
         round_ = _Round(self._api, self._cache, taken, self._clock)
         end, rest, why, done = End.DONE, End.DONE, "", 0
         fleet = taken.look.namespace, taken.look.owner.name
-        before, refused = self._refused.get(fleet, {}), dict[str, tuple[float, str]]()
+        before, refused = self._refused.pop(fleet, []), list[_Refused]()
         refusals: list[str] = []
         # Events belong to the status; without one to write they belong to the plan's end.
         is_told = not any(isinstance(action, actions.WriteStatus | actions.RemoveFinalizer) for action in plan.actions)
         for action in plan.actions:
             try:
                 self._check()
-                asked_s, refusal = before.get(repr(action), (float("-inf"), ""))
-                if self._clock.monotonic() - asked_s < REFUSED_S:
-                    raise errors.RefusedError(refusal)
+                known = next((each for each in before if each.action == action), None)
                 asked_s = self._clock.monotonic()
+                if known is not None and asked_s - known.asked_s < REFUSED_S:
+                    asked_s = known.asked_s
+                    raise errors.RefusedError(known.why)
                 round_.act(action)
             except errors.OperatorError as error:
                 failed = _end_of(error)
@@ -107,7 +117,7 @@ class Acting:
                 if failed is End.REFUSED:
                     refusals.append(str(error))
                 if isinstance(error, errors.RefusedError) and isinstance(action, _OWN):
-                    refused[repr(action)] = asked_s, str(error)
+                    refused.append(_Refused(action, asked_s, str(error)))
                 else:
                     rest = max(rest, failed, key=_GRAVITY.index)
                 if not _goes_on(action, failed):
@@ -117,8 +127,6 @@ class Acting:
                 is_told |= isinstance(action, actions.WriteStatus | actions.RemoveFinalizer)
         if refused:
             self._refused[fleet] = refused
-        else:
-            self._refused.pop(fleet, None)
         return Result(end, rest, done, is_told, why, tuple(refusals))
 
     def forget(self, fleet: FleetKey) -> None:

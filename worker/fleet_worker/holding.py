@@ -58,7 +58,8 @@ class Crew:
 
 class Holding:
     """wanted: the partition's object as last seen. has_begun: its twins are its own. refused_epoch: of the manifest that refused our
-    claim, 0 = none did. fenced_by: the nonce of the claim that fenced us last. unclean: why its last commit, or closing its environment, failed when the worker stopped; "" = neither did."""
+    claim, 0 = none did. fenced_by: the nonce of the claim that fenced us last. unclean: why its last commit, or closing its environment,
+    failed when the worker stopped; "" = neither did."""
 
     def __init__(self, crew: Crew, wanted: twin_partition.TwinPartition, lost: str = "") -> None:
         """lost: why it can never be read to its end; "" when it can."""
