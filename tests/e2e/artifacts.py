@@ -5,8 +5,10 @@ Gathering never hides the failure: what can't be had is noted in the folder inst
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -22,6 +24,18 @@ KINDS = (
 METRICS_S_MAX = 5
 REPORT = pytest.StashKey[list[str]]()
 """Lines for the end of a run."""
+
+
+@contextlib.asynccontextmanager
+async def scene_of(stage: scenes.Stage, request: pytest.FixtureRequest) -> AsyncIterator[scenes.Scene]:
+    """A test's own namespace; what is left of it is gathered when the test failed."""
+    namespace = request.node.name.removeprefix("test_").replace("_", "-")[:40].strip("-")
+    async with scenes.opened(stage, namespace) as opened:
+        failed = request.session.testsfailed
+        yield opened
+        if request.session.testsfailed > failed:
+            print(f"what is left of it: {await gather(opened, request.node.name)}")
+        await scenes.closed(opened)
 
 
 async def gather(scene: scenes.Scene, test: str) -> Path:

