@@ -99,13 +99,15 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TwinPartition:
-    """One object. resource_version: of the object store that it was read from; "" = not stored yet."""
+    """One object. resource_version: of the object store that it was read from; "" = not stored yet. uid: one that was deleted and made anew has
+    another; "" = not stored yet, or by a version that gave none."""
 
     namespace: str
     name: str
     spec: Spec
     status: Status = Status()
     resource_version: str = ""
+    uid: str = ""
 
 
 def object_name(fleet: str, shard_id: str) -> str:

@@ -35,6 +35,7 @@ NAME = sections.form(r"[!-~]+", "a name of at most 253 printable characters with
 WORKER = sections.form(r"[!-~]*", 'a worker\'s name, or "" for none, at most 253 characters', 253)
 SHARD_ID = sections.form(r"[A-Za-z0-9_.-]+", 'a shard\'s id such as "shardId-000000000000"', 128)
 _RESOURCE_VERSION = sections.form(r"[!-~]*", "the text that the object was read with", 256)
+_UID = sections.form(r"[!-~]*", "the text that the object was given when it was made", 256)
 HASH_KEY = sections.form(r"0|[1-9][0-9]*", 'a hash key as decimal text, "0" to 2 to the power of 128 less 1', 39)
 SEQUENCE_NUMBER = sections.form(r"(?:0|[1-9][0-9]*)?", 'a sequence number as decimal text, or ""', 56)
 NONCE = sections.form(r"[!-~]*", "the text that a claim is known by", 64)
@@ -53,6 +54,8 @@ def document(partition: twin_partition.TwinPartition) -> dict[str, object]:
     metadata: dict[str, object] = {"name": partition.name, "namespace": partition.namespace}
     if partition.resource_version:
         metadata["resourceVersion"] = partition.resource_version
+    if partition.uid:
+        metadata["uid"] = partition.uid
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -120,13 +123,14 @@ def parse_document(value: Mapping[str, object]) -> twin_partition.TwinPartition:
     name = metadata.required_text("name", NAME)
     namespace = metadata.text("namespace", parse_rules.DNS_LABEL) or "default"
     resource_version = metadata.text("resourceVersion", _RESOURCE_VERSION) or ""
+    uid = metadata.text("uid", _UID) or ""
     if top.value("spec") is None:
         top.mistake("spec", "is missing; it must hold at least fleet, stream, shardId and hashKeyRange")
         mistakes.raise_any()
     spec = _read_spec(top.section("spec"))
     status = _read_status(top.section("status"))
     mistakes.raise_any()
-    return twin_partition.TwinPartition(namespace, name, spec, status, resource_version)
+    return twin_partition.TwinPartition(namespace, name, spec, status, resource_version, uid)
 
 
 def _read_spec(section: sections.Section) -> twin_partition.Spec:

@@ -92,7 +92,7 @@ async def test_what_is_created_is_there_with_a_resource_version(plane: control_p
     assert await plane.partitions() == {}
     stored = await plane.create(wanted())
     assert stored.resource_version
-    assert dataclasses.replace(stored, resource_version="", namespace="default") == wanted()
+    assert dataclasses.replace(stored, resource_version="", uid="", namespace="default") == wanted()
     assert await plane.partitions() == {SHARD: stored}
     with pytest.raises(errors.PreconditionFailedError, match=SHARD):
         await plane.create(wanted())
@@ -107,6 +107,17 @@ async def test_every_write_gives_a_resource_version_of_its_own(plane: control_pl
     await plane.delete(SHARD, versions[-1])
     versions.append((await plane.create(wanted())).resource_version)
     assert len(set(versions)) == len(versions)
+
+
+async def test_an_object_that_is_made_anew_is_told_apart_by_its_uid(plane: control_plane.ControlPlane) -> None:
+    first = await plane.create(wanted())
+    second = await plane.update_spec(SHARD, dataclasses.replace(SPEC, epoch=1), first.resource_version)
+    await plane.ownership("worker-0").report(SHARD, lambda status: dataclasses.replace(status, twins=1))
+    third = (await plane.partitions())[SHARD]
+    assert (first.uid, third.uid) == (second.uid, second.uid)
+    await plane.delete(SHARD, third.resource_version)
+    assert (await plane.create(wanted())).uid not in ("", first.uid)
+    assert (await plane.partitions())[SHARD].uid != first.uid
 
 
 async def test_a_spec_changes_only_from_what_was_read(plane: control_plane.ControlPlane) -> None:

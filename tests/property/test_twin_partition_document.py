@@ -68,6 +68,7 @@ partitions = st.builds(
     spec=specs,
     status=statuses,
     resource_version=st.just("") | st.integers(1, 10**18).map(str),
+    uid=st.just("") | st.uuids().map(str),
 )
 
 EXAMPLE = twin_partition.TwinPartition(

@@ -115,9 +115,16 @@ class Holding:
         return self.tenure is not None and bool(self.tenure.nonce)
 
     def want(self, wanted: twin_partition.TwinPartition) -> None:
-        if wanted != self.wanted:
-            self.wanted = wanted
-            self.kick()
+        if wanted == self.wanted:
+            return
+        is_anew = wanted.uid != self.wanted.uid
+        if is_anew and self.was_fenced:
+            # Whoever made it anew didn't go by our fence, and its epochs may be lower: what it says counts, the manifest decides.
+            self._fenced_epoch, self.tenure = -1, None
+        self.wanted = wanted
+        self.kick()
+        if is_anew:
+            self._crew.tell(self.shard_id)  # it knows nothing yet of what the one before was told
 
     def kick(self) -> None:
         """Something that it may wait for has changed."""

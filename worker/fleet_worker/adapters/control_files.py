@@ -15,6 +15,7 @@ that another process holds it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -136,7 +137,8 @@ class ControlFiles:
             exists = self._partition_path(shard_id).exists()
         if exists:
             raise errors.PreconditionFailedError(f"partition {shard_id}: there is an object for it already")
-        return self._write(wanted, 0)
+        version = self._next(0)
+        return self._write(dataclasses.replace(wanted, uid=str(version)), version)
 
     def update(
         self,
@@ -148,14 +150,13 @@ class ControlFiles:
     ) -> twin_partition.TwinPartition:
         """Replaces spec or status; while locked. Raises PreconditionFailedError, PartitionGoneError, ControlPlaneUnavailableError."""
         stored = self._expected(shard_id, resource_version)
-        changed = twin_partition.TwinPartition(
-            stored.namespace,
-            stored.name,
-            stored.spec if spec is None else spec,
-            stored.status if status is None else status,
+        changed = dataclasses.replace(
+            stored,
+            spec=stored.spec if spec is None else spec,
+            status=stored.status if status is None else status,
         )
         assert changed.spec.shard_id == shard_id
-        return self._write(changed, int(stored.resource_version))
+        return self._write(changed, self._next(int(stored.resource_version)))
 
     def delete(self, shard_id: str, resource_version: str) -> None:
         """While locked. Raises as update."""
@@ -174,11 +175,8 @@ class ControlFiles:
             )
         return stored
 
-    def _write(self, wanted: twin_partition.TwinPartition, before: int) -> twin_partition.TwinPartition:
-        version = self._next(before)
-        document = twin_partition_document.document(
-            twin_partition.TwinPartition(wanted.namespace, wanted.name, wanted.spec, wanted.status, str(version))
-        )
+    def _write(self, wanted: twin_partition.TwinPartition, version: int) -> twin_partition.TwinPartition:
+        document = twin_partition_document.document(dataclasses.replace(wanted, resource_version=str(version)))
         data = json.dumps(document, allow_nan=False, indent=1).encode() + b"\n"
         with self._reached():
             self.version()  # a folder that is gone isn't made anew by a write

@@ -119,7 +119,7 @@ class MemoryControl:
                 raise errors.PreconditionFailedError(
                     f"partition {wanted.spec.shard_id}: there is an object for it already"
                 )
-            return self._store(wanted)
+            return self._store(dataclasses.replace(wanted, uid=str(self._version + 1)))
 
         return await self.called("", "create", store, wanted.spec.shard_id)
 
