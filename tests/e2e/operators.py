@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.e2e import providers
-from tests.support import server_process
+from tests.support import orphans, server_process
 
 IMAGE = "localhost/fleet-twin:dev"
 LEASE_NAMESPACE = "fleet-twin-system"
@@ -77,6 +77,7 @@ class OperatorProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            orphans.prevent(self._process.pid)
 
     def check(self) -> None:
         """Fails the test when it has ended by itself."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from tests.support import aws_env, server_process
+from tests.support import aws_env, orphans, server_process
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -51,6 +51,7 @@ def demo(folder: pathlib.Path, *arguments: str) -> Iterator[subprocess.Popen[str
         start_new_session=True,
         text=True,
     )
+    orphans.prevent(process.pid)
     try:
         yield process
     finally:

@@ -20,7 +20,7 @@ from fleet_model import hashing, partition, spec
 from fleet_worker import errors
 from fleet_worker.adapters import durable, lmdb_environment, lmdb_store, marks
 from fleet_worker.core import commits, twins
-from tests.support import commit_until_killed
+from tests.support import commit_until_killed, orphans
 from tests.support import commits as build
 
 IDENTITY = commit_until_killed.IDENTITY
@@ -262,6 +262,7 @@ def test_a_dead_readers_slot_is_freed(tmp_path: Path) -> None:
         "signal.pause()\n"
     )
     with subprocess.Popen([sys.executable, "-c", reading], stdout=subprocess.PIPE, text=True) as reader:
+        orphans.prevent(reader.pid)
         assert reader.stdout is not None
         assert reader.stdout.readline() == "reading\n"
         assert store.check_readers() == 0

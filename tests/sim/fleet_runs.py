@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from fleet_cli import parent_death
 from tests.sim import schedule, world
 
 BLOCK = 25
@@ -137,7 +138,7 @@ def _many(seeds: range, count: int) -> int:
     began = time.monotonic()
     coverage, failed = Coverage(), 0
     blocks = [seeds[first : first + BLOCK] for first in range(0, len(seeds), BLOCK)]
-    with concurrent.futures.ProcessPoolExecutor(count) as pool:
+    with concurrent.futures.ProcessPoolExecutor(count, initializer=parent_death.end_with_parent) as pool:
         for part, found in pool.map(block, blocks):
             coverage.join(part)
             failed += len(found)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
+from fleet_cli import parent_death
 from fleet_model import control, handoff, hashing, manifest, partition, twin_partition
 from fleet_worker import (
     checkpoint_reading,
@@ -342,7 +343,7 @@ def main() -> int:
     options = parser.parse_args()
     names = [name for name in BUGS if options.words in name]
     missed = 0
-    with concurrent.futures.ProcessPoolExecutor(options.processes) as pool:
+    with concurrent.futures.ProcessPoolExecutor(options.processes, initializer=parent_death.end_with_parent) as pool:
         for found in pool.map(caught, names):
             missed += not found.seed
             told = f"seed {found.seed:4d}" if found.seed else "NOT FOUND"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import pytest
 
+from fleet_cli import parent_death
 from tests.sim import fleet_runs, mutants, schedule
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "500"))
@@ -41,7 +42,9 @@ def test_five_hundred_schedules_hold_every_kind_of_trouble() -> None:
 def test_a_seed_replays_identically() -> None:
     """In another process as well."""
     here = [fleet_runs.digest(seed) for seed in (7, 8)]
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), parent_death.end_with_parent
+    ) as elsewhere:
         assert list(elsewhere.map(fleet_runs.digest, (7, 8))) == here
 
 

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from tests.support import aws_env, server_process
 
 _PROGRAM = """
-import sys
+import threading
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
 server.start()
 print("listening on", server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
+threading.Event().wait()
 """
-"""It ends with its standard input, so it doesn't outlive a test run that was killed."""
 
 
 @contextlib.contextmanager

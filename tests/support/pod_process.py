@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support import kube_api
+from tests.support import kube_api, orphans
 
 Manifest = dict[str, Any]
 ACCOUNT_VARIABLE = "FLEET_TWIN_SERVICE_ACCOUNT_DIR"
@@ -83,6 +83,7 @@ class PodProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            orphans.prevent(self._process.pid)
         self.restarts += 1
         self.started_at = time.monotonic()
 

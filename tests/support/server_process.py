@@ -1,6 +1,6 @@
 """A server as a process of its own, for a test: started, waited for, ended by its pid, its output kept for the failure.
 
-It never ends a process that it didn't start.
+It never ends a process that it didn't start, and none outlives the run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.support import orphans
 
 START_S_MAX = 60.0
 STOP_S_MAX = 10.0
@@ -40,11 +42,12 @@ class ServerProcess:
             command,
             cwd=self._folder.name,
             env=dict(environment),
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C at pytest is for pytest, which then ends the server
         )
+        orphans.prevent(self._process.pid)
 
     @property
     def pid(self) -> int:
@@ -88,7 +91,5 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
         self._output.close()
         self._folder.cleanup()

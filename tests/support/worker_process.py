@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support import aws_env
+from tests.support import aws_env, orphans
 
 READY_S_MAX = 60.0
 STOP_S_MAX = 10.0
@@ -77,6 +77,7 @@ class WorkerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+            orphans.prevent(self._process.pid)
         self.starts += 1
 
     def kill(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 from fleet_model import partition, rules
 from fleet_worker import errors
 from fleet_worker.adapters import local_folder
+from tests.support import orphans
 
 START = partition.Start("telemetry", 1_000)
 PROJECT = Path(__file__).parents[2]
@@ -31,7 +32,9 @@ def generation(number: int, effective_ms: int) -> rules.RulesGeneration:
 
 def writer(root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.support.generation_writer", str(root)]
-    return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    orphans.prevent(process.pid)
+    return process
 
 
 def test_a_folder_has_one_holder_and_the_second_learns_who(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from fleet_model import generations, parse, spec
 from fleet_worker import main, orders
 from fleet_worker.adapters import clock, local_folder
-from tests.support import aws_env, fleets
+from tests.support import aws_env, fleets, orphans
 
 DAY_MS = 86_400_000
 NOW_MS = 1_700_000_000_000
@@ -107,6 +107,7 @@ def test_a_stop_while_kinesis_is_out_of_reach_at_the_start_is_quick_and_clean(tm
             stderr=subprocess.PIPE,
             text=True,
         )
+        orphans.prevent(process.pid)
         try:
             assert process.stderr is not None
             lock = tmp_path / "data" / "default" / "trucks"

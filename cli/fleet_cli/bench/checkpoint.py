@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet_cli import loop
+from fleet_cli import loop, parent_death
 from fleet_cli.bench import engine, kernel
 from fleet_cli.bench import tape as tapes
 from fleet_model import manifest, partition, rules, spec
@@ -54,7 +54,7 @@ def records_needed(devices: int, beside: int) -> int:
 def measure(options: Options, tell: Callable[[str], None]) -> dict[str, Any]:
     tell("measuring the checkpoint, the restore, and the records beside")
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context) as process:
+    with concurrent.futures.ProcessPoolExecutor(1, context, parent_death.end_with_parent) as process:
         return process.submit(_measured, options).result()
 
 

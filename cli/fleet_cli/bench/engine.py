@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from fleet_cli import loop
+from fleet_cli import loop, parent_death
 from fleet_cli.bench import kernel
 from fleet_cli.bench import tape as tapes
 from fleet_model import partition, rules, spec
@@ -319,7 +319,7 @@ def measure(options: Options, repetitions: int, tell: Callable[[str], None]) -> 
     done: list[dict[str, Any]] = []
     for number in range(repetitions):
         tell(f"measuring, {number + 1} of {repetitions}")
-        with concurrent.futures.ProcessPoolExecutor(1, context) as process:
+        with concurrent.futures.ProcessPoolExecutor(1, context, parent_death.end_with_parent) as process:
             done.append(process.submit(repetition, options).result())
     best = min(done, key=lambda result: result["cpu_s"])
     bound_cpu_s = min(result["bound_cpu_s"] for result in done)

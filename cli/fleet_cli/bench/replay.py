@@ -27,6 +27,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from fleet_cli import parent_death
 from fleet_cli.bench import kernel
 from fleet_cli.bench import tape as tapes
 from fleet_worker import errors
@@ -82,7 +83,12 @@ class Child:
         whole = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", **os.environ, **environment}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=whole
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=whole,
+                preexec_fn=parent_death.before_exec(),
             )
         if cpus:
             kernel.pin(self.process.pid, cpus)

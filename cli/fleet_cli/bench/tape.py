@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_cli import parent_death
 from fleet_cli.simulator import devices, encoding, faults
 from fleet_model import hashing, partition
 
@@ -88,7 +89,8 @@ def shards(tapes: list[Tape]) -> list[partition.Shard]:
 def make(plan: Plan, folder: pathlib.Path, tell: Callable[[int], None]) -> list[Tape]:
     """Makes the tapes in another process, telling how many records there are so far, and opens them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context, parent_death.end_with_parent) as process:
         making = process.submit(_make, plan, folder)
         while not making.done():
             concurrent.futures.wait([making], timeout=0.2)

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import pathlib
-import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from fleet_cli import parent_death
 from fleet_worker import errors
 
 PORT_S = 30.0
-_PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 12
-
-
-def _dies_with_parent() -> Callable[[], None] | None:
-    """What a child does between fork and exec. Loaded here, since little is safe there."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 class Child:
@@ -85,7 +75,7 @@ async def start(
             stderr=file,
             env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=_dies_with_parent(),
+            preexec_fn=parent_death.before_exec(),
         )
     return Child(name, process, log)
 

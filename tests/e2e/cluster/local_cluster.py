@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.cluster import errors, names, needs, network, node, sweeping, volumes
-from tests.support import api_server, kube_api
+from tests.support import api_server, kube_api, orphans
 
 READY_S_MAX = 180.0
 REMOVE_S_MAX = 30.0
@@ -29,6 +29,7 @@ class LocalCluster:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.namespace = name
+        orphans.begin()
         network.make_cluster(name)
         (folder / "control").mkdir()
         with self.entered():

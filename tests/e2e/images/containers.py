@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.images import archive, making
+from tests.support import orphans
 
 NAMESPACES = ("pid", "ipc", "uts", "mount")
 """No namespace for the network: a container reaches the emulators on this machine, and the test reaches it."""
@@ -117,6 +118,7 @@ def running(
             stderr=subprocess.PIPE,
             env={"PATH": os.environ.get("PATH", os.defpath)},
         )
+        orphans.prevent(process.pid)
         try:
             yield process
         finally:
