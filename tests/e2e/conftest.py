@@ -29,9 +29,9 @@ def chosen() -> str:
 def provided(made: images.Images) -> contextlib.AbstractContextManager[providers.Cluster]:
     name = chosen()
     if name == "local":
-        return local.running(NODES, made.archives())
+        return local.running(NODES, made.of_fleets())
     if name == "kind":
-        return kind.running(made.archives())
+        return kind.running(made.of_fleets())
     assert name == "current", f"FLEET_TWIN_E2E_PROVIDER is {name!r}: kind, local or current"
     return current.running()
 

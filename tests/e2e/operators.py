@@ -116,7 +116,12 @@ class OperatorPod:
         self._cluster, self._helm = cluster, helm
         repository, _, tag = image.rpartition(":")
         env = [{"name": name, "value": value} for name, value in environment.items()]
-        self.values = {"image": {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}, "env": env}
+        # Two, as whoever runs fleets in earnest has them: a node may be lost with one.
+        self.values = {
+            "image": {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"},
+            "env": env,
+            "replicas": 2,
+        }
 
     def install(self, chart: Path = CHART, **values: object) -> str:
         """Or upgrades; what helm printed. Returns when the operator is ready. values: over its own."""

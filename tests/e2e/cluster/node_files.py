@@ -88,6 +88,8 @@ def kubelet(number: int, ca_file: Path) -> str:
         # No image can be fetched again.
         "imageGCHighThresholdPercent": 100,
         "readOnlyPort": 0,
+        # A test session kills more often than chance does: nobody is to wait minutes for that.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "10s"},
     }
     return json.dumps(settings, indent=2)
 

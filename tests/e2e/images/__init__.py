@@ -36,6 +36,10 @@ class Images:
         """Everything that a node has to import, each archive once. The base is in the others as their first layer."""
         return sorted({image.archive for image in (self.pause, self.project, self.emulators, self.moto)})
 
+    def of_fleets(self) -> list[Path]:
+        """What a node has to import for the operator and workers alone: half of it."""
+        return [self.pause.archive, self.project.archive]
+
 
 def cache_folder() -> Path:
     return node.cache_folder() / "images"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -269,18 +268,24 @@ EVERYBODY_MAY = {"create"}
 async def workers_may_do_no_more(scene: scenes.Scene) -> None:
     """`kubectl auth can-i --list`, as the workers' account."""
     account = f"system:serviceaccount:{scene.namespace}:{scenes.NAME}-worker"
-    told = await scene.kubectl("auth", "can-i", "--list", f"--as={account}", "--no-headers")
+    told = await scene.kubectl("auth", "can-i", "--list", f"--as={account}")
+    scene.tell(f"kubectl auth can-i --list --as={account}\n{told}")
     may: dict[str, set[str]] = {}
-    for line in told.splitlines():
-        resource, urls, names, verbs = (
-            column.strip() for column in re.split(r"(?<=\])\s+|\s{2,}", line.strip(), maxsplit=3)
-        )
-        if not resource or resource.startswith("["):
+    for resource, urls, names, verbs in _rights(told):
+        if not resource:
             continue  # nothing but the server's own pages: its version, its health
-        assert urls == "[]", line
-        named = resource if names == "[]" else f"{resource} {names}"
+        assert urls == "[]", told
         if resource.startswith("self"):
-            assert set(verbs.strip("[]").split()) <= EVERYBODY_MAY, line
+            assert set(verbs.strip("[]").split()) <= EVERYBODY_MAY, told
             continue
+        named = resource if names == "[]" else f"{resource} {names}"
         may.setdefault(named, set()).update(verbs.strip("[]").split())
     assert may == WORKERS_MAY, f"the workers' account may: {told}"
+
+
+def _rights(table: str) -> Iterator[tuple[str, ...]]:
+    """Resources, URLs, names of resources and verbs of each line: cells may be empty, so they are cut where the headings begin."""
+    heading, *lines = table.splitlines()
+    begins = [heading.index(name) for name in ("Resources", "Non-Resource URLs", "Resource Names", "Verbs")]
+    for line in lines:
+        yield tuple(line[begin:end].strip() for begin, end in zip(begins, [*begins[1:], None], strict=True))
