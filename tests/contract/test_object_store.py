@@ -30,12 +30,12 @@ import pytest
 from fleet_model import spec
 from fleet_worker import errors, ports, probe
 from fleet_worker.adapters import clock, objects_api, s3
-from tests.support import aws_env, moto_server, object_endpoints, versitygw
+from tests.support import aws_env, go_toolchain, go_tools, moto_server, object_endpoints, versitygw
 
 KEY = "shardId-000000000001/manifest.json"
 PAGE = 7
 WRITERS = 16
-BUILD_S_MAX = versitygw.BUILD_S_MAX + 300
+BUILD_S_MAX = go_tools.BUILD_S_MAX + 300
 
 MEMORY = "memory"
 VERSITYGW = pytest.param("versitygw", marks=[pytest.mark.processes, pytest.mark.timeout(BUILD_S_MAX)])
@@ -52,7 +52,7 @@ def moto_url() -> Iterator[str]:
 def versitygw_url() -> Iterator[str]:
     try:
         versitygw.installed()
-    except versitygw.NoGoError as error:
+    except go_toolchain.NoGoError as error:
         pytest.skip(f"versitygw needs Go: {error}")
     with versitygw.running() as url:
         yield url

@@ -15,10 +15,10 @@ import pytest
 from tests.e2e import artifacts, images, providers, scene, staging
 from tests.e2e.cluster import errors
 from tests.e2e.providers import current, kind, local
-from tests.support import aws_env, go_toolchain, node, versitygw
+from tests.support import aws_env, go_toolchain, node
 
 NODES = 2
-MISSING = (errors.NotHereError, go_toolchain.NoGoError, node.NoNodeError, versitygw.NoGoError)
+MISSING = (errors.NotHereError, go_toolchain.NoGoError, node.NoNodeError)
 
 
 def chosen() -> str:

@@ -15,7 +15,7 @@ from tests.support import aws_env, go_tools, kinesis_local, versitygw
 
 @contextlib.contextmanager
 def with_processes(cluster: providers.Cluster, folder: Path) -> Iterator[scene.Stage]:
-    """The operator as a process beside the test. Needs aws_env.apply(). Raises node.NoNodeError, versitygw.NoGoError where emulators can't
+    """The operator as a process beside the test. Needs aws_env.apply(). Raises node.NoNodeError, go_toolchain.NoGoError where emulators can't
     be had."""
     folder.mkdir(parents=True, exist_ok=True)
     with kinesis_local.running() as kinesis_url, versitygw.running() as store_url:

@@ -56,7 +56,7 @@ CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding",
 @pytest.fixture(scope="module", autouse=True)
 def _helm_is_there() -> None:
     try:
-        for name in go_tools.TOOLS:
+        for name in (*charts.HELMS, "promtool"):
             go_tools.program(name)
     except go_toolchain.NoGoError as missing:
         pytest.skip(f"Helm can't be built here: {missing}")

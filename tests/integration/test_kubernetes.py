@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e import artifacts, scenarios, scene, staging
 from tests.e2e.providers import processes
-from tests.support import aws_env, go_toolchain, node, versitygw
+from tests.support import aws_env, go_toolchain, node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,7 +27,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[scene.Stage]:
             with processes.running(folder / "cluster") as cluster, staging.with_processes(cluster, folder) as made:
                 yield made
                 print("\n" + "\n".join(made.report))
-        except (go_toolchain.NoGoError, node.NoNodeError, versitygw.NoGoError) as missing:
+        except (go_toolchain.NoGoError, node.NoNodeError) as missing:
             pytest.skip(f"the programs that this needs can't be had here: {missing}")
 
 

@@ -20,6 +20,8 @@ from fleet_worker import errors
 from tests.support import (
     aws_env,
     catching_up,
+    go_toolchain,
+    go_tools,
     kinesis_local,
     live_judge,
     moto_server,
@@ -38,7 +40,7 @@ SEED = os.environ.get("SEED")
 AT_ONCE = 2
 """Runs mostly wait, but a worker's start costs a second of a core, and there are a dozen in a run."""
 RUN_S_MAX = 480.0
-TOTAL_S_MAX = versitygw.BUILD_S_MAX + max(900, RUNS * 150)
+TOTAL_S_MAX = go_tools.BUILD_S_MAX + max(900, RUNS * 150)
 OFFLINE_SHORTEST_MS = 10_000
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -97,7 +99,7 @@ def object_store() -> Iterator[str]:
     """versitygw; where it can't be built, moto's server, which does for one owner at a time."""
     try:
         versitygw.installed()
-    except versitygw.NoGoError:
+    except go_toolchain.NoGoError:
         with moto_server.running() as url:
             yield url
         return

@@ -1,4 +1,4 @@
-"""Programs that are Go modules (Helm, promtool), built once into the user's cache folder, by version; go checks their sums.
+"""Programs that are Go modules (Helm, promtool, an S3 gateway), built once into the user's cache folder, by version; go checks their sums.
 
 `python -m tests.support.go_tools helm-3` prints the program's path, and builds it first when it isn't there; without a name all of them. Nothing is
 installed into the machine.
@@ -32,6 +32,7 @@ TOOLS = {
     "helm-3": Tool("helm.sh/helm/v3/cmd/helm", "3.22.0", "helm"),
     "helm-4": Tool("helm.sh/helm/v4/cmd/helm", "4.3.1", "helm"),
     "promtool": Tool("github.com/prometheus/prometheus/cmd/promtool", "0.316.0", "promtool"),
+    "versitygw": Tool("github.com/versity/versitygw/cmd/versitygw", "1.8.0", "versitygw"),
 }
 
 
@@ -62,4 +63,4 @@ if __name__ == "__main__":
         for wanted in sys.argv[1:] or TOOLS:
             print(program(wanted))
     except go_toolchain.NoGoError as missing:
-        print(f"Tests of the chart will be skipped: {missing}", file=sys.stderr)
+        print(f"Tests of the chart, and those on a real object store, will be skipped: {missing}", file=sys.stderr)

@@ -1,51 +1,27 @@
 """versitygw, an S3 gateway over a folder, as a process of a test: a real store, whose conditional writes are one step.
 
-It is a Go module, built once into the user's cache folder, by version; go checks its sum. Buckets are folders; metadata is in extended
-attributes where the temporary folder's file system has them, else in files beside it.
+It is one of `go_tools`. Buckets are folders; metadata is in extended attributes where the temporary folder's file system has them, else in
+files beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support import aws_env, node, server_process
+from tests.support import aws_env, go_tools, server_process
 
-VERSION = "1.8.0"
-MODULE = f"github.com/versity/versitygw/cmd/versitygw@v{VERSION}"
-BUILD_S_MAX = 1_200
+NAME = "versitygw"
+VERSION = go_tools.TOOLS[NAME].version
 STARTS_MAX = 3
 
 
-class NoGoError(Exception):
-    """This machine has no Go: the only reason to skip what needs it."""
-
-
-def _build(folder: Path) -> None:
-    go = shutil.which("go")
-    if go is None:
-        raise NoGoError("no go on the PATH to build versitygw with")
-    done = subprocess.run(
-        [go, "install", "-trimpath", MODULE],
-        cwd=folder,
-        env=os.environ | {"GOBIN": str(folder), "GOFLAGS": "-mod=mod"},
-        capture_output=True,
-        text=True,
-        timeout=BUILD_S_MAX,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"go install failed with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
-
-
 def installed() -> Path:
-    """The program. Raises NoGoError where a test has to be skipped, anything else is a failure."""
-    return node.once(node.cache_folder() / f"versitygw-{VERSION}", _build) / "versitygw"
+    """The program. Raises go_toolchain.NoGoError where a test has to be skipped, anything else is a failure."""
+    return go_tools.program(NAME)
 
 
 def _has_attributes(folder: Path) -> bool:

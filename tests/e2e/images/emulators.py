@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.e2e.images import archive, making
-from tests.support import kinesis_local, node, versitygw
+from tests.support import go_toolchain, kinesis_local, node, versitygw
 
 NAME = "localhost/fleet-twin-emulators:dev"
 START = Path(__file__).with_name("emulator.sh")
@@ -43,7 +43,7 @@ def _fill(folder: Path, base: archive.Image) -> None:
             "usr/local/bin/versitygw": versitygw.installed(),
             "usr/local/bin/emulator": START,
         }
-    except (node.NoNodeError, versitygw.NoGoError) as error:
+    except (node.NoNodeError, go_toolchain.NoGoError) as error:
         raise making.CannotMakeImagesError(str(error)) from error
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root, layer = Path(name) / "root", Path(name) / "layer.tar"
