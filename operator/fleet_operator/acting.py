@@ -7,6 +7,7 @@ Nothing is decided here but what an error means for the rest of the plan:
     refused, an object of the fleet's own      → told in its conditions, the rest goes on: a quota mustn't keep partitions without an owner;
                                                  asked for again after REFUSED_S, told of all the while
     refused, anything else                     → told, nothing more is done
+    it has been going on for PLAN_S_MAX        → nothing more in this round; the next one, at once, goes on from there
 
 Whoever is killed between two actions leaves what the next look goes on from. Blocking; for threads.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fleet_model import twin_partition_document
@@ -27,8 +28,12 @@ WRITE_S = 5.0
 STAMP_S_MIN = 0.15
 """With less time left, a write that stamps rules isn't begun: the look has become too old."""
 
+PLAN_S_MAX = 20.0
+"""No action is begun later than this after the first one: the look that they rest on grows old, and other fleets wait for the thread."""
+
 REFUSED_S = 5.0
-"""Until what was refused is asked for again; rounds come more often, and for other reasons."""
+"""Until what was refused is asked for again, from the end of the round that asked: rounds come more often, and for other reasons, and one that
+was cut short mustn't meet the same slow refusals again."""
 
 _OWN = (actions.Apply, actions.Delete, actions.GrowClaim)
 _EACH_ALONE = (actions.ChangePartition, actions.DeletePartition)
@@ -54,6 +59,7 @@ class End(enum.StrEnum):
     """How a plan ended, from well to bad."""
 
     DONE = "done"
+    CUT = "cut"
     EXPIRED = "expired"
     CONFLICT = "conflict"
     REFUSED = "refused"
@@ -79,11 +85,14 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Refused:
-    """asked_s: when it was last asked for, by the monotonic clock."""
+    """asked_s: when the round ended that last asked for it, by the monotonic clock; None: it goes on."""
 
     action: actions.Action
-    asked_s: float
+    asked_s: float | None
     why: str
+
+    def is_fresh(self, now_s: float) -> bool:
+        return self.asked_s is None or now_s - self.asked_s < REFUSED_S
 
 
 class Acting:
@@ -99,35 +108,42 @@ class Acting:
         end, rest, why, done = End.DONE, End.DONE, "", 0
         fleet = taken.look.namespace, taken.look.owner.name
         before, refused = self._refused.pop(fleet, []), list[_Refused]()
-        refusals: list[str] = []
         # Events belong to the status; without one to write they belong to the plan's end.
         is_told = not any(isinstance(action, actions.WriteStatus | actions.RemoveFinalizer) for action in plan.actions)
+        until_s = self._clock.monotonic() + PLAN_S_MAX
         for action in plan.actions:
+            now_s = self._clock.monotonic()
+            known = next((each for each in before if each.action == action and each.is_fresh(now_s)), None)
             try:
                 self._check()
-                known = next((each for each in before if each.action == action), None)
-                asked_s = self._clock.monotonic()
-                if known is not None and asked_s - known.asked_s < REFUSED_S:
-                    asked_s = known.asked_s
+                if known is not None:
                     raise errors.RefusedError(known.why)
+                if now_s >= until_s:
+                    raise errors.CutError(f"{done} of {len(plan.actions)} changes are made; the API server is slow")
                 round_.act(action)
             except errors.OperatorError as error:
                 failed = _end_of(error)
                 end, why = max(end, failed, key=_GRAVITY.index), why or str(error)
                 if failed is End.REFUSED:
-                    refusals.append(str(error))
-                if isinstance(error, errors.RefusedError) and isinstance(action, _OWN):
-                    refused.append(_Refused(action, asked_s, str(error)))
-                else:
+                    refused.append(known or _Refused(action, None, str(error)))
+                if failed is not End.REFUSED or not isinstance(action, _OWN):
                     rest = max(rest, failed, key=_GRAVITY.index)
                 if not _goes_on(action, failed):
                     break
             else:
                 done += 1
                 is_told |= isinstance(action, actions.WriteStatus | actions.RemoveFinalizer)
-        if refused:
-            self._refused[fleet] = refused
-        return Result(end, rest, done, is_told, why, tuple(refusals))
+        self._keep(fleet, [*refused, *before])
+        return Result(end, rest, done, is_told, why, tuple(each.why for each in refused))
+
+    def _keep(self, fleet: FleetKey, refused: Sequence[_Refused]) -> None:
+        """The newest of each action; of those that weren't come to, what is known of them."""
+        now_s, kept = self._clock.monotonic(), list[_Refused]()
+        for each in refused:
+            if each.is_fresh(now_s) and isinstance(each.action, _OWN) and each.action not in [k.action for k in kept]:
+                kept.append(each if each.asked_s is not None else dataclasses.replace(each, asked_s=now_s))
+        if kept:
+            self._refused[fleet] = kept
 
     def forget(self, fleet: FleetKey) -> None:
         self._refused.pop(fleet, None)
@@ -138,6 +154,8 @@ def _end_of(error: errors.OperatorError) -> End:
         return End.REFUSED
     if isinstance(error, errors.ConflictError | errors.MissingError):
         return End.CONFLICT
+    if isinstance(error, errors.CutError):
+        return End.CUT
     return End.EXPIRED if isinstance(error, errors.ExpiredError) else End.FAILED
 
 
@@ -200,15 +218,26 @@ class _Round:
         self._keep(self._api.merge(kinds.FLEET, self._namespace, self._look.owner.name, change))
 
     def _write_status(self, status: Mapping[str, Any]) -> None:
-        within_s = WRITE_S
-        generation = (status.get("rules") or {}).get("generation") or 0
-        if generation > 1 and generation != (self._look.status.get("rules") or {}).get("generation"):
-            # A generation's start is a promise that workers hear of it in time. The first one judges all that was before, too.
-            within_s = (self._look.now_ms + looking.PUBLISH_MS - self._clock.now_ms()) / 1_000
-            if within_s < STAMP_S_MIN:
-                raise errors.ExpiredError("the rules' new generation would be published too late; it is stamped anew")
         document = {**self._fleet, "status": status}
-        self._keep(self._api.replace(kinds.FLEET, self._namespace, document, "status", within_s))
+        if not self._stamps(status):
+            self._keep(self._api.replace(kinds.FLEET, self._namespace, document, "status", WRITE_S))
+            return
+        # A generation's start is a promise that workers hear of it in time. The first one judges all that was before, too.
+        late = "the rules' new generation would be published too late; it is stamped anew"
+        within_s = (self._look.now_ms + looking.PUBLISH_MS - self._clock.now_ms()) / 1_000
+        if within_s < STAMP_S_MIN:
+            raise errors.ExpiredError(late)
+        try:
+            self._keep(self._api.replace(kinds.FLEET, self._namespace, document, "status", within_s))
+        except errors.ApiUnavailableError as error:
+            raise errors.ExpiredError(f"{late} ({error})") from error
+
+    def _stamps(self, status: Mapping[str, Any]) -> bool:
+        """Whether the newest generation comes into being with this write. One that was known before only is put back where it stood."""
+        told, stood = status.get("rules") or {}, self._look.status.get("rules") or {}
+        number = int(told.get("generation") or 0)
+        is_kept = any(each.generation == number for each in self._look.rules.revisions.values())
+        return number > 1 and number != stood.get("generation") and not is_kept
 
     def _keep(self, answer: Found) -> None:
         self._fleet = answer

@@ -30,6 +30,10 @@ class ExpiredError(OperatorError):
     """What was read has become too old to act on. Look again, at once."""
 
 
+class CutError(OperatorError):
+    """A round's time is over before its work is. The next one goes on from there, at once."""
+
+
 class NotLeadingError(OperatorError):
     """Another operator acts, or may act by now. Nothing more is written."""
 

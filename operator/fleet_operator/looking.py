@@ -62,6 +62,11 @@ class Taken:
     stream: stream_watch.Seen
     is_early: bool = False
 
+    def without_stamping(self) -> Taken:
+        """The same, but that no new rules generation can be stamped by it."""
+        rules_ = dataclasses.replace(self.look.rules, effective_ms=None)
+        return dataclasses.replace(self, look=dataclasses.replace(self.look, rules=rules_))
+
 
 class Looking:
     def __init__(self, sources: Sources) -> None:

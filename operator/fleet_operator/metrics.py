@@ -37,7 +37,7 @@ class Metrics:
         )
         self.reconciles = Counter(
             name("reconciles"),
-            "Rounds, by how they ended: done, waiting, expired, conflict, refused, failed.",
+            "Rounds, by how they ended: done, waiting, cut, expired, conflict, refused, failed.",
             ["outcome"],
             **known,
         )

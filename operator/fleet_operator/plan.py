@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fleet_model import conditions, control, handoff, rules, situation, spec, twin_partition
+from fleet_model import conditions, control, generations, handoff, rules, situation, spec, twin_partition
 from fleet_model.control import Kind, Reason
 from fleet_operator import (
     actions,
@@ -147,6 +147,9 @@ class _Round:
         if not written.kept:
             return told(kind, Own.RULES_UNKNOWN, "the stream's clock isn't known yet, so no rules are stamped")
         newest, (applied, asked) = written.kept[-1], self._applied(written)
+        if self.look.rules.effective_ms is None and generations.next_generation(newest, self.fleet, 0) is not None:
+            message = f"the last edit isn't stamped yet; generation {newest.generation} goes on until it is"
+            return told(kind, Own.RULES_SPREADING, message)
         if everybody_judges_by(newest, applied, asked, self.look.now_ms):
             return told(kind, Own.RULES_APPLIED, f"all {asked} workers judge by generation {newest.generation}")
         message = f"{applied} of {asked} workers judge by generation {newest.generation}"

@@ -22,6 +22,8 @@ from fleet_operator.triggers import Outcome
 log = logging.getLogger(__name__)
 
 CONFLICT_S = 0.3
+CUT_S = 0.05
+EXPIRED_S = 2.0
 STREAM_S = 1.0
 """Until the stream was asked for the first time; its answer wakes the fleet anyway."""
 STANDBY_S = 1.0
@@ -79,11 +81,20 @@ class Reconciling:
             parts.streams.hint(fleet)
         made = plan.plan(look)
         result = parts.acting.carry_out(taken, made)
+        late = result.why if result.rest is End.EXPIRED else ""
+        if late:
+            # Only what stamps rules can be too late, and that mustn't keep partitions from being taken over where the API server is slow.
+            taken = taken.without_stamping()
+            look = taken.look
+            made = plan.plan(look)
+            result = parts.acting.carry_out(taken, made)
         self._refusals[fleet] = result.refusals
         if result.is_told and made.events:
             parts.tell(fleet, taken.document, made)
         self._record(fleet, look, made)
-        self._say(fleet, result.why or made.why)
+        self._say(fleet, result.why or late or made.why)
+        if late and result.rest is End.DONE:
+            return str(End.EXPIRED), Outcome(EXPIRED_S)
         return str(result.end), _outcome(result, made)
 
     def _record(self, fleet: FleetKey, look: observed.Look, made: actions.Plan) -> None:
@@ -121,13 +132,13 @@ def _outcome(result: acting.Result, made: actions.Plan) -> Outcome:
     match result.rest:
         case End.DONE:
             return Outcome(made.again_ms / 1_000)
-        case End.EXPIRED:
-            return Outcome(0.0, failed=True)  # the machine is overloaded: rather later than again and again
+        case End.CUT:
+            return Outcome(CUT_S)
         case End.CONFLICT:
             return Outcome(CONFLICT_S, failed=True)
         case End.REFUSED:
             return Outcome(FIRST_OF_REFUSED_S, failed=True)
-        case End.FAILED:
+        case End.EXPIRED | End.FAILED:
             return Outcome(0.0, failed=True)
 
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 COMPONENT = "fleet-twin-operator"
 PLAN_MAX = 16
 """Events of one plan that are posted."""
+PLAN_S_MAX = 10.0
+"""None is begun later than this after the first one: the fleet's next round waits for it."""
 
 
 class Telling:
@@ -30,7 +32,11 @@ class Telling:
         self._api, self._check, self._clock, self._instance = api, check, now, instance
 
     def tell(self, fleet: FleetKey, document: Mapping[str, Any], made: actions.Plan) -> None:
+        until_s = self._clock.monotonic() + PLAN_S_MAX
         for event in made.events[:PLAN_MAX]:
+            if self._clock.monotonic() >= until_s:
+                log.warning("fleet %s: not all events are told: the API server is slow", "/".join(fleet))
+                return
             try:
                 self._check()
                 self._api.create(kinds.EVENT, fleet[0], self._manifest(document, event))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleet_model import hashing, twin_partition
+from fleet_model import generations, hashing, spec, twin_partition
 from fleet_operator import (
     acting,
     actions,
@@ -42,15 +42,17 @@ class Clock:
 
 
 class Api:
-    """Keeps what it was asked; `fails` says with what a verb on a name ends."""
+    """Keeps what it was asked; `fails` says with what a verb on a name ends; each takes `takes_ms` of the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.takes_ms = clock, 0
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
         self.fails: dict[tuple[str, str], errors.OperatorError] = {}
         self.version = 100
 
     def _do(self, verb: str, name: str, **told: Any) -> dict[str, Any]:
         self.asked.append((verb, name, told))
+        self.clock.ms += self.takes_ms
         if (verb, name) in self.fails:
             raise self.fails[verb, name]
         self.version += 1
@@ -82,7 +84,8 @@ class Api:
 
 class Scene:
     def __init__(self, **look: Any) -> None:
-        self.api, self.clock = Api(), Clock()
+        self.clock = Clock()
+        self.api = Api(self.clock)
         self.leads = True
         self.cache = cache.Cache()
         document = {
@@ -285,3 +288,61 @@ def test_a_lasting_refusal_of_an_own_object_doesnt_slow_the_fleets_rounds() -> N
     assert reconciling._outcome(scene.act(actions.Apply(child("a"))), plan) == triggers.Outcome(5.0)
     scene.api.fails["merge", "trucks-1"] = errors.RefusedError("no right")
     assert reconciling._outcome(scene.act(actions.ChangePartition(entry(1))), plan).failed
+
+
+# ── a slow API server ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plan_ends_after_its_time_and_the_next_round_goes_on_at_once() -> None:
+    scene = Scene()
+    scene.api.takes_ms = 4_500
+    result = scene.act(*(actions.ChangePartition(entry(number)) for number in range(100)))
+    assert (result.end, result.done) == (End.CUT, 5)
+    outcome = reconciling._outcome(result, Plan((), "because"))
+    assert not outcome.failed
+    assert 0 < outcome.again_s < 1
+    assert "5 of 100" in result.why
+
+
+def test_refusals_that_take_long_hold_partitions_up_for_one_round() -> None:
+    scene = Scene()
+    scene.api.takes_ms = 4_500
+    names = [f"child-{number}" for number in range(7)]
+    for name in names:
+        scene.api.fails["apply", name] = errors.RefusedError("a webhook took its time")
+    todo: list[actions.Action] = [*(actions.Apply(child(name)) for name in names), actions.ChangePartition(entry(1))]
+    ends = [scene.act(*todo).end for _ in range(2)]
+    assert ("merge", "trucks-1") in scene.api.verbs
+    assert ends == [End.REFUSED, End.REFUSED]
+
+
+def test_what_was_refused_is_known_though_a_round_didnt_come_to_it() -> None:
+    scene = Scene(status={"rules": {"generation": 1}})
+    scene.api.fails["apply", "a"] = errors.RefusedError("quota")
+    scene.act(actions.Apply(child("a")))
+    scene.api.fails["replace", "trucks"] = errors.ApiUnavailableError("timed out")
+    scene.act(actions.WriteStatus(STAMPED), actions.Apply(child("a")))
+    scene.act(actions.Apply(child("a")))
+    assert scene.api.verbs.count(("apply", "a")) == 1
+
+
+def test_a_publication_that_isnt_answered_in_time_is_stamped_anew() -> None:
+    scene = Scene(status={"rules": {"generation": 1}})
+    scene.api.fails["replace", "trucks"] = errors.ApiUnavailableError("timed out")
+    assert scene.act(actions.WriteStatus(STAMPED)).end is End.EXPIRED
+
+
+def test_a_generation_that_was_kept_is_put_back_without_haste() -> None:
+    """Of a status that was lost."""
+    kept = generations.first_generation(spec_of(scenes.document()))
+    kept = dataclasses.replace(kept, generation=2, effective_ms=5)
+    scene = Scene(status={}, rules=observed.Rules({"trucks-rules-2": kept}, NOW_MS + 1_000))
+    scene.clock.ms = NOW_MS + 60_000
+    scene.act(actions.WriteStatus(STAMPED))
+    assert scene.api.asked[0][2]["within_s"] == acting.WRITE_S
+
+
+def spec_of(document: dict[str, Any]) -> spec.FleetSpec:
+    read = observed.read(document).fleet
+    assert read is not None
+    return read
