@@ -52,6 +52,7 @@ SAID = {
     " is below ",
     "which this start never wrote there: two processes have the same; end one of them",
     "set spec.skipToTime of its TwinPartition",
+    "its status isn't taken",
 }
 """What the pages quote of the worker's messages, as far as it is fixed text."""
 

@@ -88,5 +88,14 @@ class ControlPlaneUnavailableError(FleetTwinError):
     """The control plane (API server, or the control folder) can't be reached just now."""
 
 
+class ControlPlaneRefusedError(ControlPlaneUnavailableError):
+    """The control plane answers, and doesn't take what it is told: a right is missing, or its definitions are of another version. That lasts
+    until somebody mends it. remedy: how; the same for all that has the same cause."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}")
+        self.remedy = remedy
+
+
 class PartitionGoneError(FleetTwinError):
     """The TwinPartition object doesn't exist any more."""

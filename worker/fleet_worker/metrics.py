@@ -249,6 +249,10 @@ class Metrics:
             "control_plane_silent_seconds",
             "How long the API server has said nothing to this worker, or has refused to tell it the rules, while it goes on with what it knows; 0 while all is well (see control_plane in /v1/status).",
         )
+        self.status_refused = self._counter(
+            "status_refused",
+            "Statuses of partitions that the control plane didn't take: a right is missing, or its definitions are of another version (see control_plane in /v1/status). Tried again at growing intervals.",
+        )
         self.loop_stall = self._histogram(
             "loop_stall_seconds",
             "How late the event loop woke from a short sleep. High: something blocks it.",

@@ -74,8 +74,8 @@ class Ownership(Protocol):
         self, shard_id: str, change: Callable[[twin_partition.Status], twin_partition.Status]
     ) -> twin_partition.Status:
         """Writes the status that `change` makes of the stored one (it is called again when another write came between), unless that is
-        the same; returns what is stored then. Raises ControlPlaneUnavailableError: the reporter goes on and reports again later;
-        PartitionGoneError.
+        the same; returns what is stored then. Raises ControlPlaneUnavailableError: the reporter goes on and reports again later (seldom, if it is
+        a ControlPlaneRefusedError); PartitionGoneError.
         """
 
     @property

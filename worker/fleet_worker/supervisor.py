@@ -60,7 +60,7 @@ class Supervisor:
         self._around = around
         self._local = local
         self._environments = environments.Environments(local.disk, around.clock)
-        self._reporter = reporting.Reporter(local.ownership, around.clock, self._status)
+        self._reporter = reporting.Reporter(local.ownership, around.clock, around.metrics, self._status)
         self._known: Mapping[str, twin_partition.TwinPartition] = {}
         self._held: dict[str, holding.Holding] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -309,7 +309,7 @@ class Supervisor:
 
     @property
     def control_trouble(self) -> str:
-        return self._local.ownership.trouble
+        return self._local.ownership.trouble or self._reporter.trouble
 
     def adopt(self, generations: Sequence[rules.RulesGeneration]) -> None:
         """The whole list of generations, from now on."""

@@ -21,6 +21,17 @@ log = logging.getLogger(__name__)
 API = f"/apis/{parse.API_VERSION}/namespaces"
 FLEET_LABEL = "fleettwin.io/fleet"
 WAITS_TOLD_EVERY_S = 30.0
+_DEFINITIONS = (
+    "are the cluster's definitions of this version? `kubectl apply --server-side -f crds/`, or upgrade the chart"
+)
+LASTING = {
+    400: _DEFINITIONS,
+    403: "whether they do: `kubectl auth can-i patch twinpartitions/status --as=system:serviceaccount:NAMESPACE:ACCOUNT`; or an admission "
+    "policy is in the way",
+    415: _DEFINITIONS,
+    422: _DEFINITIONS,
+}
+"""Refusals that trying again doesn't mend, and what does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class KubernetesControl:
 
     async def read(self, shard_id: str) -> twin_partition.TwinPartition:
         """control_plane.Statuses."""
-        with _gone(shard_id):
+        with _understood(shard_id):
             return _stored(shard_id, await self._api.get(self._path(shard_id)))
 
     async def write_status(
@@ -103,7 +114,7 @@ class KubernetesControl:
             "metadata": {"resourceVersion": resource_version},
             "status": twin_partition_document.status_document(status),
         }
-        with _gone(shard_id):
+        with _understood(shard_id):
             return _stored(shard_id, await self._api.patch(f"{self._path(shard_id)}/status", document))
 
     def _path(self, shard_id: str) -> str:
@@ -211,8 +222,13 @@ def _stored(shard_id: str, document: kubernetes_api.Json) -> twin_partition.Twin
 
 
 @contextlib.contextmanager
-def _gone(shard_id: str) -> Iterator[None]:
+def _understood(shard_id: str) -> Iterator[None]:
+    """What a refusal means for what was asked about the partition."""
     try:
         yield
     except kubernetes_api.NotFoundError as error:
         raise errors.PartitionGoneError(f"partition {shard_id}: {error}") from error
+    except kubernetes_api.RefusedError as error:
+        if error.status not in LASTING:
+            raise
+        raise errors.ControlPlaneRefusedError(f"partition {shard_id}: {error}", LASTING[error.status]) from error

@@ -123,7 +123,8 @@ class WorkerView(Protocol):
 
     @property
     def control_trouble(self) -> str:
-        """Why nothing new is heard of partitions or rules, so that it goes on with what it knows; "" when all is well."""
+        """Why nothing new is heard of partitions or rules, so that it goes on with what it knows, or why what it says of partitions isn't
+        taken; "" when all is well."""
 
     def partitions(self) -> Sequence[PartitionView]: ...
 
