@@ -14,7 +14,7 @@ import yaml
 
 from fleet_model import parse
 from fleet_operator import naming, resources
-from tests.support import charts, go_toolchain, go_tools
+from tests.support import charts, go_toolchain, go_tools, pod_security
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(2_000)]
 
@@ -123,7 +123,7 @@ def test_every_pod_keeps_to_the_restricted_standard(name: str) -> None:
     pods = dict(charts.pod_specs(charts.rendered(*VALUES[name])))
     assert pods
     for pod, spec in pods.items():
-        assert charts.restricted_mistakes(spec) == [], pod
+        assert pod_security.mistakes(spec) == [], pod
         for container in spec["containers"]:
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
             assert "memory" in container["resources"]["limits"]
@@ -200,6 +200,12 @@ def test_two_operators_are_spread_and_replaced_one_by_one() -> None:
     assert several["strategy"] == {"type": "RollingUpdate"}
     assert len(several["template"]["spec"]["topologySpreadConstraints"]) == 2
     assert several["template"]["spec"]["priorityClassName"] == "p"
+
+
+def test_an_operator_leaves_a_lost_node_soon() -> None:
+    pod = charts.one(charts.rendered(), "Deployment")["spec"]["template"]["spec"]
+    waits = {each["key"]: each["tolerationSeconds"] for each in pod["tolerations"] if each["effect"] == "NoExecute"}
+    assert waits == {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30}
 
 
 def test_names_are_kept_for_good() -> None:
