@@ -14,6 +14,11 @@ class Clock(Protocol):
         """Seconds, never going back: for intervals."""
 
 
+def wall_ms(clock: Clock, moment_s: float) -> int:
+    """A moment of the monotonic clock by the wall clock as it goes now: whoever sets that one changes no age."""
+    return clock.now_ms() - round((clock.monotonic() - moment_s) * 1000)
+
+
 class SystemClock:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000

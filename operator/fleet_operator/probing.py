@@ -7,6 +7,7 @@ What it learns is in memory, by pod: who just began knows nothing, and nobody is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -22,11 +23,17 @@ log = logging.getLogger(__name__)
 EVERY_S = 4.0
 BUSY_EVERY_S = 1.0
 """While something is under way in the fleet: a move, a new rules generation."""
-AT_ONCE_MAX = 32
+AT_ONCE_MAX = 96
+"""Below what the HTTP session opens at once."""
+SILENT_AT_ONCE_MAX = 64
+"""Of workers that didn't answer last: they take their whole time, and the others mustn't wait for them."""
+PROBE_S_MAX = 3.0
 QUIET_S = 5.0
 """A worker that didn't answer for so long has its node looked at."""
-NODES_AT_ONCE_MAX = 20
+NODES_AT_ONCE_MAX = 4
 NODE_EVERY_S = 3.0
+NODE_S_MAX = 10.0
+"""What the API server said of a node counts for so long. Then its pods' own states have to do: Kubernetes' word is late, but not stale."""
 LOOK_S = 0.25
 """Between two looks at what is due."""
 FORBIDDEN_S = 300.0
@@ -42,15 +49,38 @@ class Ask(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class _Worker:
+    """found, pod: what was last read of its pod. since_s, answered_s: monotonic; first seen, last heard, None = never. is_silent: it didn't
+    answer last."""
+
+    fleet: FleetKey
+    found: Mapping[str, Any]
+    pod: workers.Pod
+    since_s: float
     answer: workers.Answer = workers.Answer()
+    answered_s: float | None = None
     due_s: float = 0.0
+    is_asked: bool = False
+    is_silent: bool = False
+
+    @property
+    def address(self) -> str:
+        return (self.found.get("status") or {}).get("podIP") or ""
+
+    def is_quiet(self, now_s: float) -> bool:
+        return now_s - (self.since_s if self.answered_s is None else self.answered_s) > QUIET_S
+
+    def is_to_be_asked(self, now_s: float) -> bool:
+        return self.pod.running and bool(self.address) and not self.is_asked and now_s >= self.due_s
 
 
 @dataclasses.dataclass(slots=True)
 class _Node:
+    """Moments are monotonic. heard_s: of its last sign of life; answered_s: when the API server last said anything of it."""
+
     renewed: str = ""
-    heard_ms: int = 0
+    heard_s: float = float("-inf")
     asked_s: float = float("-inf")
+    answered_s: float = float("-inf")
 
 
 class Probing:
@@ -70,16 +100,24 @@ class Probing:
         self._nodes: dict[str, _Node] = {}
         self._busy: set[FleetKey] = set()
         self._forbidden_until_s = float("-inf")
-        self._quiet: list[str] = []
 
     def answers(self, pods: Iterable[workers.Pod]) -> dict[str, workers.Answer]:
         """By worker. Of a pod that was made anew, there is none yet."""
         kept = {pod.name: self._workers.get(pod.uid) for pod in pods}
-        return {name: found.answer for name, found in kept.items() if found is not None and found.answer.time_ms}
+        return {
+            name: dataclasses.replace(found.answer, time_ms=clock.wall_ms(self._clock, found.answered_s))
+            for name, found in kept.items()
+            if found is not None and found.answered_s is not None
+        }
 
     def nodes_ms(self, pods: Iterable[workers.Pod]) -> dict[str, int]:
-        kept = {pod.node: self._nodes.get(pod.node) for pod in pods}
-        return {name: found.heard_ms for name, found in kept.items() if found is not None and found.heard_ms}
+        """Without those of which the API server has said nothing for a while."""
+        kept, now_s = {pod.node: self._nodes.get(pod.node) for pod in pods}, self._clock.monotonic()
+        return {
+            name: clock.wall_ms(self._clock, found.heard_s)
+            for name, found in kept.items()
+            if found is not None and now_s - found.answered_s <= NODE_S_MAX
+        }
 
     def busy(self, fleet: FleetKey, is_busy: bool) -> None:
         if is_busy:
@@ -89,54 +127,78 @@ class Probing:
 
     async def run(self, fleets: Callable[[], Iterable[FleetKey]]) -> None:
         """Until cancelled. fleets: whose workers are to be asked."""
-        limit = asyncio.Semaphore(AT_ONCE_MAX)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._look_at_nodes(), name="nodes of silent workers")
+            for _ in range(NODES_AT_ONCE_MAX):
+                tasks.create_task(self._look_at_nodes(), name="nodes of silent workers")
             while True:
-                await self._round(list(fleets()), limit)
+                self._look_at_pods(fleets())
+                for worker in self._due():
+                    worker.is_asked = True
+                    tasks.create_task(self._probe(worker), name=f"probe of {worker.pod.name}")
                 await asyncio.sleep(LOOK_S)
 
-    async def _round(self, fleets: list[FleetKey], limit: asyncio.Semaphore) -> None:
-        now_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
-        known, asked, quiet = set[str](), [], dict[str, None]()
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _look_at_pods(self, fleets: Iterable[FleetKey]) -> None:
+        known, now_s = dict[str, _Worker](), self._clock.monotonic()
         for fleet in fleets:
             for found in self._cache.of_fleet(kinds.POD, fleet):
-                pod = workers.pod(found, fleet[1], 0)
-                if pod is None:
-                    continue
-                known.add(pod.uid)
-                worker = self._workers.setdefault(pod.uid, _Worker())
-                address = (found.get("status") or {}).get("podIP")
-                if pod.running and now_ms - worker.answer.time_ms > QUIET_S * 1000 and pod.node:
-                    quiet[pod.node] = None
-                if pod.running and address and now_s >= worker.due_s:
-                    worker.due_s = now_s + (BUSY_EVERY_S if fleet in self._busy else EVERY_S)
-                    asked.append(self._probe(fleet, worker, address, limit))
-        for uid in self._workers.keys() - known:
-            del self._workers[uid]
-        self._quiet = list(quiet)
-        await asyncio.gather(*asked)
+                worker = self._workers.get(found["metadata"]["uid"])
+                if worker is None or worker.found is not found:
+                    pod = workers.pod(found, fleet[1], 0)
+                    if pod is None:
+                        continue
+                    worker = worker or _Worker(fleet, found, pod, now_s)
+                    worker.found, worker.pod = found, pod
+                known[worker.pod.uid] = worker
+        self._workers = known
+        quiet = {each.pod.node for each in known.values() if each.pod.running and each.is_quiet(now_s)} - {""}
+        self._nodes = {name: self._nodes.get(name) or _Node() for name in quiet}
 
-    async def _probe(self, fleet: FleetKey, worker: _Worker, address: str, limit: asyncio.Semaphore) -> None:
-        async with limit:
-            told = await self._ask.status(f"http://{_bracketed(address)}:{pod_template.API_PORT}")
+    def _due(self) -> list[_Worker]:
+        """Longest due first, as many as there is room for."""
+        now_s = self._clock.monotonic()
+        asked = [each for each in self._workers.values() if each.is_asked]
+        room, silent_room = AT_ONCE_MAX - len(asked), SILENT_AT_ONCE_MAX - sum(each.is_silent for each in asked)
+        due = [each for each in self._workers.values() if each.is_to_be_asked(now_s)]
+        chosen: list[_Worker] = []
+        for worker in sorted(due, key=lambda each: each.due_s):
+            if len(chosen) < room and (not worker.is_silent or silent_room > 0):
+                silent_room -= worker.is_silent
+                chosen.append(worker)
+        return chosen
+
+    async def _probe(self, worker: _Worker) -> None:
+        worker.due_s = self._clock.monotonic() + (BUSY_EVERY_S if worker.fleet in self._busy else EVERY_S)
+        told = None
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_S_MAX):
+                    told = await self._ask.status(f"http://{_bracketed(worker.address)}:{pod_template.API_PORT}")
+        finally:
+            worker.is_asked = False
+        worker.is_silent = told is None
         if told is None:
             return
         before, worker.answer = worker.answer, read(told, self._clock.now_ms())
+        is_first, worker.answered_s = worker.answered_s is None, self._clock.monotonic()
         changed = (before.can_take, before.generation) != (worker.answer.can_take, worker.answer.generation)
-        if changed or not before.time_ms:
-            self._wake(fleet)
+        if changed or is_first:
+            self._wake(worker.fleet)
+
+    # ── their nodes ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _look_at_nodes(self) -> None:
+        """One after the other, longest unasked first."""
         while True:
-            for name in self._quiet[:NODES_AT_ONCE_MAX]:
-                node, now_s = self._nodes.setdefault(name, _Node()), self._clock.monotonic()
-                if now_s >= self._forbidden_until_s and now_s - node.asked_s >= NODE_EVERY_S:
-                    node.asked_s = now_s
-                    await self._look_at(name, node)
-            if not self._quiet:
-                self._nodes.clear()
-            await asyncio.sleep(LOOK_S)
+            now_s = self._clock.monotonic()
+            due = [(node.asked_s, name) for name, node in self._nodes.items() if now_s - node.asked_s >= NODE_EVERY_S]
+            if due and now_s >= self._forbidden_until_s:
+                name = min(due)[1]
+                self._nodes[name].asked_s = now_s
+                await self._look_at(name, self._nodes[name])
+            else:
+                await asyncio.sleep(LOOK_S)
 
     async def _look_at(self, name: str, node: _Node) -> None:
         try:
@@ -144,7 +206,7 @@ class Probing:
         except errors.RefusedError as error:
             log.info("nodes can't be looked at, so pods' own states have to do: %s", error)
             self._forbidden_until_s = self._clock.monotonic() + FORBIDDEN_S
-            self._nodes.clear()
+            self._nodes = {}
         except errors.OperatorError as error:
             log.debug("node %s: %s", name, error)
         else:
@@ -152,11 +214,13 @@ class Probing:
 
     def _heard(self, node: _Node, renewed: str) -> None:
         """By our own clock, since when it changes; the node's own time only at the first look."""
-        now_ms = self._clock.now_ms()
-        if not renewed or renewed == node.renewed:
+        if not renewed:
             return
-        node.heard_ms = now_ms if node.renewed else min(now_ms, _time_ms(renewed, now_ms))
-        node.renewed = renewed
+        now_s, now_ms = self._clock.monotonic(), self._clock.now_ms()
+        if renewed != node.renewed:
+            age_ms = 0 if node.renewed else max(0, now_ms - _time_ms(renewed, now_ms))
+            node.renewed, node.heard_s = renewed, now_s - age_ms / 1000
+        node.answered_s = now_s
 
 
 def read(told: Mapping[str, Any], now_ms: int) -> workers.Answer:
