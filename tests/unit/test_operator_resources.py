@@ -15,6 +15,7 @@ import yaml
 
 from fleet_model import hashing, parse, sections, spec, twin_partition
 from fleet_operator import naming, overlay, pod_template, resources
+from tests.support import pod_security
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "operator"
 OWNER = naming.Owner("trucks", "8d6c2a5e-0000-4000-8000-000000000001", 3)
@@ -85,69 +86,10 @@ def test_everything_goes_with_the_fleet(name: str) -> None:
         assert manifest["metadata"]["namespace"] == "depot"
 
 
-# ── the restricted Pod Security standard, written out ────────────────────────────────────────────────────────────────
-
-
-def violations(template: dict[str, Any]) -> list[str]:
-    """What the `restricted` profile of the Pod Security Standards refuses, as far as a pod can break it."""
-    found = []
-    of_pod = template["spec"]
-    security = of_pod.get("securityContext", {})
-    for field in ("hostNetwork", "hostPID", "hostIPC", "hostUsers"):
-        if of_pod.get(field):
-            found.append(field)
-    if security.get("sysctls") or security.get("seLinuxOptions") or security.get("windowsOptions"):
-        found.append("pod options")
-    allowed = {
-        "configMap",
-        "csi",
-        "downwardAPI",
-        "emptyDir",
-        "ephemeral",
-        "persistentVolumeClaim",
-        "projected",
-        "secret",
-    }
-    found += [f"volume {each['name']}" for each in of_pod.get("volumes", ()) if not set(each) - {"name"} <= allowed]
-    for each in (*of_pod.get("initContainers", ()), *of_pod["containers"]):
-        own = each.get("securityContext", {})
-        is_non_root = own.get("runAsNonRoot", security.get("runAsNonRoot"))
-        seccomp = (own.get("seccompProfile") or security.get("seccompProfile") or {}).get("type")
-        rules = {
-            "privileged": not own.get("privileged"),
-            "escalation": own.get("allowPrivilegeEscalation") is False,
-            "capabilities": own.get("capabilities") == {"drop": ["ALL"]},
-            "non-root": is_non_root is True,
-            "user": own.get("runAsUser", security.get("runAsUser", 1)) != 0,
-            "seccomp": seccomp in ("RuntimeDefault", "Localhost"),
-            "host ports": not any(port.get("hostPort") for port in each.get("ports", ())),
-            "read-only root": own.get("readOnlyRootFilesystem") is True,  # ours; the profile doesn't ask for it
-        }
-        found += [f"{each['name']}: {rule}" for rule, holds in rules.items() if not holds]
-    return found
-
-
 def test_a_worker_is_admitted_where_pod_security_is_restricted() -> None:
-    assert violations(pod(fleet())) == []
-    own = [each for each in violations(pod(fleet("full"))) if not each.startswith("telemetry-agent")]
+    assert pod_security.mistakes(pod(fleet())["spec"]) == []
+    own = [each for each in pod_security.mistakes(pod(fleet("full"))["spec"]) if not each.startswith("telemetry-agent")]
     assert own == []
-
-
-def test_the_rules_see_what_they_are_for() -> None:
-    template = copy.deepcopy(pod(fleet()))
-    template["spec"]["hostNetwork"] = True
-    template["spec"]["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
-    template["spec"]["securityContext"] = {}
-    template["spec"]["containers"][0]["securityContext"]["capabilities"]["drop"] = []
-    template["spec"]["containers"][0]["securityContext"].pop("readOnlyRootFilesystem")
-    assert violations(template) == [
-        "hostNetwork",
-        "volume host",
-        "worker: capabilities",
-        "worker: non-root",
-        "worker: seccomp",
-        "worker: read-only root",
-    ]
 
 
 def test_the_token_of_the_pod_is_in_memory_and_the_root_needs_no_writing() -> None:
