@@ -157,7 +157,9 @@ class Scene:
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def tell(self, line: str) -> None:
+        """At the end of the run, and at once for whoever looks on (pytest -s)."""
         self.stage.report.append(f"{self.namespace}: {line}")
+        print(f"{time.strftime('%H:%M:%S')} {self.namespace}: {line}", flush=True)
 
     # Applying
 

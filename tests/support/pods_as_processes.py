@@ -18,7 +18,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,16 +142,16 @@ class Kubelets:
             for uid in [uid for uid in self._pods if uid not in there]:
                 self._gone(uid)
             for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
-                self._bring_on(pod)
+                self._bring_on(pod, pods)
             self._sweep_claims()
 
-    def _bring_on(self, pod: Manifest) -> None:
-        """One step."""
+    def _bring_on(self, pod: Manifest, pods: Sequence[Manifest]) -> None:
+        """One step. pods: all there are; where one is bound to is noted there."""
         metadata, node = pod["metadata"], pod["spec"].get("nodeName")
         deleted = "deletionTimestamp" in metadata
         if not node:
             if not deleted:
-                self._bind(pod)
+                self._bind(pod, pods)
             return
         if node in self._lost or node not in self.nodes:
             return
@@ -166,12 +166,19 @@ class Kubelets:
             return
         self._tell(pod, known)
 
-    def _bind(self, pod: Manifest) -> None:
-        """To the node with the fewest pods; a claim makes no difference, as with volumes of the network."""
+    def _bind(self, pod: Manifest, pods: Sequence[Manifest]) -> None:
+        """To the node with the fewest pods of its controller, then with the fewest: as a scheduler spreads them. A claim makes no
+        difference, as with volumes of the network."""
         alive = [node for node in self.nodes if node not in self._lost]
         if not alive:
             return
-        count = {node: sum(known.node == node for known in self._pods.values()) for node in alive}
+        controller = pod["metadata"].get("ownerReferences")
+        count = {node: [0, 0] for node in alive}
+        for other in pods:
+            if other["spec"].get("nodeName") in count:
+                count[other["spec"]["nodeName"]][0] += other["metadata"].get("ownerReferences") == controller
+                count[other["spec"]["nodeName"]][1] += 1
+        pod["spec"]["nodeName"] = min(alive, key=lambda node: count[node])
         name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
         self._api.request(
             "POST",
@@ -180,7 +187,7 @@ class Kubelets:
                 "apiVersion": "v1",
                 "kind": "Binding",
                 "metadata": {"name": name, "uid": pod["metadata"]["uid"]},
-                "target": {"apiVersion": "v1", "kind": "Node", "name": min(alive, key=lambda node: count[node])},
+                "target": {"apiVersion": "v1", "kind": "Node", "name": pod["spec"]["nodeName"]},
             },
         )
 
