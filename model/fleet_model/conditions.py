@@ -159,7 +159,8 @@ def broken_ranges(entries: Sequence[TwinPartition]) -> list[str]:
 
 def _stream(look: Situation, entries: Sequence[TwinPartition]) -> _Troubles:
     if look.observed.shards is None:
-        yield Reason.STREAM_NOT_LISTED, f"the shards of {look.observed.stream} can't be listed; those known go on"
+        why = f": {look.observed.shards_why}" if look.observed.shards_why else ""
+        yield Reason.STREAM_NOT_LISTED, f"the shards of {look.observed.stream} can't be listed; those known go on{why}"
         return
     missing = [entry.spec.shard_id for entry in _open(entries) if entry.spec.shard_id not in look.listed]
     if missing:

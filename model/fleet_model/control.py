@@ -65,9 +65,9 @@ class Worker:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Observed:
-    """One look at a fleet. now_ms: the control plane's clock. shards: all that the stream lists, None = it can't be asked.
-    workers: every one that exists, and every ordinal below `replicas`. watching_since_ms: since when this caller looks; nobody counts as
-    silent before it has looked for that long."""
+    """One look at a fleet. now_ms: the control plane's clock. shards: all that the stream lists, None = it can't be asked;
+    then shards_why says why. workers: every one that exists, and every ordinal below `replicas`. watching_since_ms: since when this caller
+    looks; nobody counts as silent before it has looked for that long."""
 
     now_ms: int
     namespace: str
@@ -78,6 +78,7 @@ class Observed:
     workers: Iterable[Worker]
     shards: Sequence[partition.Shard] | None
     watching_since_ms: int = 0
+    shards_why: str = ""
 
 
 class Kind(enum.StrEnum):

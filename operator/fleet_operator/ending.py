@@ -38,15 +38,28 @@ def deletion(look: observed.Look, asked: observed.Deletion) -> Plan:
         todo = (*status_written(built, look), *(actions.ChangePartition(entry) for entry in change))
         return Plan(todo, why, status.events(built, look.status), AGAIN_MS)
     missing = [entry.spec.shard_id for entry in (*held, *letting_go.without_final(seen))]
-    return Plan((actions.RemoveFinalizer(),), "it goes", (_farewell(missing),))
+    return Plan((actions.RemoveFinalizer(),), "it goes", _farewell(look, missing))
 
 
-def _farewell(missing: Sequence[str]) -> status.Event:
-    if not missing:
-        return status.Event("Normal", "FinalCheckpointTaken", "every partition has its final checkpoint")
-    named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-    message = f"without a final checkpoint: {named}; a new fleet goes on from the last one and the stream"
-    return status.Event("Warning", "FinalCheckpointMissing", message)
+def _farewell(look: observed.Look, missing: Sequence[str]) -> tuple[status.Event, ...]:
+    """Nothing of a fleet that never had partitions. A foreground deletion takes the partitions' objects before the fleet: of those nobody
+    knows any more."""
+    told = look.status.get("partitions") or {}
+    gone = int(told.get("total") or 0) - len(look.partitions) - len(look.unreadable)
+    without = []
+    if missing:
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        without.append(f"without a final checkpoint: {named}")
+    if look.unreadable:
+        without.append("; ".join(look.unreadable[:3]))
+    if gone > 0:
+        without.append(f"{gone} partitions were deleted before the fleet, so nobody knows of a final checkpoint")
+    if without:
+        message = f"{'; '.join(without)}; a new fleet goes on from the last one and the stream"
+        return (status.Event("Warning", "FinalCheckpointMissing", message),)
+    if not look.partitions:
+        return ()
+    return (status.Event("Normal", "FinalCheckpointTaken", "every partition has its final checkpoint"),)
 
 
 def unreadable(look: observed.Look) -> Plan:

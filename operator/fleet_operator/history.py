@@ -17,6 +17,10 @@ from fleet_model import generations, packed_generations, rules, sections, spec
 from fleet_operator import naming
 
 
+PUBLISHED_MAX = 4_096
+"""Fleets whose published generations are kept as read: with fewer than there are, each would be read anew at each look."""
+
+
 class BrokenHistoryError(ValueError):
     """What is kept can't be read, or contradicts itself."""
 
@@ -62,7 +66,7 @@ def read_revisions(found: Sequence[Mapping[str, Any]]) -> dict[str, rules.RulesG
     return read
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=PUBLISHED_MAX)
 def published(packed: str) -> tuple[rules.RulesGeneration, ...]:
     """What the status has; empty before the first. Raises BrokenHistoryError. The same text comes at every look, and a thousand generations
     take a third of a second to read."""

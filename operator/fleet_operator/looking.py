@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +33,7 @@ log = logging.getLogger(__name__)
 PUBLISH_MS = 700
 """From the look to the moment when a new rules generation stands in the fleet's status, at most: `acting` holds the write to it. A
 generation starts this and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it."""
-GONE_MS_MAX = 600_000
+GONE_S_MAX = 600.0
 """So long it is known when a worker was last heard of that has no pod any more."""
 REPLAY_MARGIN_MS = 600_000
 """Rules are kept so much longer than the stream keeps records."""
@@ -68,14 +66,25 @@ class Taken:
         return dataclasses.replace(self, look=dataclasses.replace(self.look, rules=rules_))
 
 
+@dataclasses.dataclass(slots=True)
+class _Known:
+    """Of one fleet, from one look to the next: what was read of objects that haven't changed since, and when (by the monotonic clock) workers
+    were heard of. told: a partition's status, and when it became so; None = it stood there when we began. heard: workers' last signs of life."""
+
+    reading: tuple[dict[str, Any], observed.Reading] | None = None
+    partitions: dict[str, tuple[Found, twin_partition.TwinPartition]] = dataclasses.field(default_factory=dict)
+    revisions: tuple[Sequence[Found], Mapping[str, rules.RulesGeneration]] = ((), {})
+    told: dict[str, tuple[twin_partition.Status, float | None]] = dataclasses.field(default_factory=dict)
+    heard: dict[str, float] = dataclasses.field(default_factory=dict)
+    loads: loads.Loads = dataclasses.field(default_factory=loads.Loads)
+
+
 class Looking:
     def __init__(self, sources: Sources) -> None:
         self._from = sources
-        self._told: dict[tuple[str, str, str], tuple[str, int]] = {}
-        self._heard: dict[FleetKey, dict[str, int]] = {}
-        self._loads: dict[FleetKey, loads.Loads] = {}
-        self.watching_since_ms = 0
-        """Since when this operator looks at anything; set when it begins to act."""
+        self._known: dict[FleetKey, _Known] = {}
+        self.watching_since_s = 0.0
+        """Since when this operator looks at anything, by the monotonic clock; set when it begins to act."""
 
     def look(self, fleet: FleetKey, refusals: Sequence[str]) -> Taken | None:
         """None: there is no such fleet. refusals: of the last round. Raises OperatorError."""
@@ -83,18 +92,23 @@ class Looking:
         document = source.cache.get(kinds.FLEET, *fleet)
         if document is None:
             return None
+        known = self._known.setdefault(fleet, _Known())
         now_ms = source.clock.now_ms()
         metadata = document["metadata"]
         owner = naming.Owner(metadata["name"], metadata["uid"], int(metadata.get("generation") or 1))
-        reading = _reading(json.dumps({**_read_by_users(document)}, sort_keys=True))
+        deletion = _deletion(metadata)
+        reading = _reading(known, document)
         if reading.fleet is not None:
             source.streams.follow(fleet, reading.fleet)
         pods = self._pods(fleet)
-        partitions = self._partitions(fleet, owner)
+        partitions, unreadable = self._partitions(fleet, owner, known)
+        if unreadable and deletion is None:
+            # Nothing that we wrote: the API server's schema is the parser's own. To pass it over would make another of its shard.
+            raise errors.RefusedError(f"TwinPartition {unreadable[0]}; delete it or mend it")
         stream = source.streams.seen(fleet)
-        is_early = reading.fleet is not None and not metadata.get("deletionTimestamp") and not stream.is_asked
+        is_early = reading.fleet is not None and deletion is None and not stream.is_asked
         signs = workers.Signs(
-            self._answers(fleet, pods), self._told_ms(fleet, partitions, now_ms), source.probing.nodes_ms(pods)
+            self._answers(fleet, pods), self._told_ms(known, partitions), source.probing.nodes_ms(pods)
         )
         look = observed.Look(
             now_ms=now_ms,
@@ -103,26 +117,24 @@ class Looking:
             reading=reading,
             defaults=source.defaults,
             has_finalizer=naming.FINALIZER in (metadata.get("finalizers") or ()),
-            deletion=_deletion(metadata),
+            deletion=deletion,
             status=document.get("status") or {},
-            children=self._children(fleet, () if is_early or metadata.get("deletionTimestamp") else _names(reading)),
+            children=self._children(fleet, () if is_early or deletion is not None else _names(reading)),
             claims=self._claims(fleet),
             pods=pods,
-            signs=self._with_those_gone(fleet, pods, signs, now_ms),
+            signs=self._with_those_gone(known, pods, signs, now_ms),
             partitions=partitions,
+            unreadable=unreadable,
             shards=stream.shards,
+            stream_why=stream.why,
             rules=self._rules(fleet, owner, stream, now_ms),
             refusals=refusals,
-            watching_since_ms=self.watching_since_ms,
+            watching_since_ms=clock.wall_ms(source.clock, self.watching_since_s),
         )
         return Taken(look, document, stream, is_early)
 
     def forget(self, fleet: FleetKey) -> None:
-        # Of a copy: other fleets are looked at meanwhile, in other threads.
-        for key in [key for key in self._told.copy() if key[:2] == fleet]:
-            del self._told[key]
-        self._heard.pop(fleet, None)
-        self._loads.pop(fleet, None)
+        self._known.pop(fleet, None)
 
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,20 +145,26 @@ class Looking:
         )
         return [pod for pod in found if pod is not None]
 
-    def _partitions(self, fleet: FleetKey, owner: naming.Owner) -> list[twin_partition.TwinPartition]:
-        made = []
+    def _partitions(
+        self, fleet: FleetKey, owner: naming.Owner, known: _Known
+    ) -> tuple[list[twin_partition.TwinPartition], list[str]]:
+        """And those that can't be read, each with why."""
+        made, unreadable, before = [], [], known.partitions
+        known.partitions = {}
         for found in self._from.cache.of_fleet(kinds.PARTITION, fleet):
             if _is_over(found, owner):
                 continue
+            name = found["metadata"]["name"]
+            entry = before.get(name)
             try:
-                made.append(_partition(json.dumps(found, sort_keys=True)))
+                if entry is None or entry[0] is not found:
+                    entry = found, twin_partition_document.parse_document(found)
             except sections.InvalidFleetError as error:
-                # Nothing that we wrote: the API server's schema is the parser's own. To pass it over would make another of its shard.
-                name = found["metadata"]["name"]
-                raise errors.RefusedError(
-                    f"TwinPartition {name} can't be read; delete it or mend it: {error}"
-                ) from error
-        return made
+                unreadable.append(f"{name} can't be read: {error}")
+                continue
+            known.partitions[name] = entry
+            made.append(entry[1])
+        return made, unreadable
 
     def _children(self, fleet: FleetKey, names: Sequence[tuple[Kind, str]]) -> dict[tuple[str, str], Found]:
         """Ours by the cache. A name of ours that it doesn't know may be somebody else's, who doesn't label things as we do."""
@@ -181,47 +199,54 @@ class Looking:
         for answer in answers.values():
             for shard_id, load in answer.load.items():
                 told[shard_id] = told.get(shard_id, 0.0) + load
-        known = self._loads.setdefault(fleet, loads.Loads()).see(self._from.clock.monotonic(), told)
+        smooth = self._known[fleet].loads.see(self._from.clock.monotonic(), told)
         return {
             name: dataclasses.replace(
-                answer, load={shard_id: known[shard_id] for shard_id in answer.load if shard_id in known}
+                answer, load={shard_id: smooth[shard_id] for shard_id in answer.load if shard_id in smooth}
             )
             for name, answer in answers.items()
         }
 
-    def _told_ms(
-        self, fleet: FleetKey, partitions: Sequence[twin_partition.TwinPartition], now_ms: int
-    ) -> dict[str, int]:
+    def _told_ms(self, known: _Known, partitions: Sequence[twin_partition.TwinPartition]) -> dict[str, int]:
         """When a worker last wrote a status, by when we saw it change. What stood there when we began was written before."""
-        told: dict[str, int] = {}
+        now_s, before = self._from.clock.monotonic(), known.told
+        known.told = {}
+        told: dict[str, float] = {}
         for entry in partitions:
-            key, text = (*fleet, entry.name), repr(entry.status)
-            known = self._told.get(key)
-            if known is None or known[0] != text:
-                known = self._told[key] = (text, now_ms if known is not None else 0)
-            if entry.status.worker:
-                told[entry.status.worker] = max(known[1], told.get(entry.status.worker, 0))
-        return {worker: moment for worker, moment in told.items() if moment}
+            said = dataclasses.replace(entry.status, standby=())  # standbys write their entries themselves
+            kept = before.get(entry.name)
+            if kept is None or kept[0] != said:
+                kept = said, now_s if kept is not None else None
+            known.told[entry.name] = kept
+            if said.worker and kept[1] is not None:
+                told[said.worker] = max(kept[1], told.get(said.worker, kept[1]))
+        return {worker: clock.wall_ms(self._from.clock, moment_s) for worker, moment_s in told.items()}
 
     def _with_those_gone(
-        self, fleet: FleetKey, pods: Sequence[workers.Pod], signs: workers.Signs, now_ms: int
+        self, known: _Known, pods: Sequence[workers.Pod], signs: workers.Signs, now_ms: int
     ) -> workers.Signs:
         """An evicted worker has no pod until the next one is made: it was heard of when its pod was seen to live last. While there is a
         pod, that one alone says how it is."""
-        kept = {name: moment for name, moment in self._heard.get(fleet, {}).items() if now_ms - moment < GONE_MS_MAX}
-        there = {pod.name: workers.heard_ms(pod, signs, now_ms) for pod in pods}
-        self._heard[fleet] = kept | there
-        gone = {name: max(kept[name], signs.told_ms.get(name, 0)) for name in kept.keys() - there.keys()}
+        now_s = self._from.clock.monotonic()
+        kept = {name: moment_s for name, moment_s in known.heard.items() if now_s - moment_s < GONE_S_MAX}
+        there = {pod.name: now_s - (now_ms - workers.heard_ms(pod, signs, now_ms)) / 1000 for pod in pods}
+        known.heard = kept | there
+        gone = {
+            name: max(clock.wall_ms(self._from.clock, kept[name]), signs.told_ms.get(name, 0))
+            for name in kept.keys() - there.keys()
+        }
         return dataclasses.replace(signs, told_ms={**signs.told_ms, **gone})
 
     # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _rules(self, fleet: FleetKey, owner: naming.Owner, stream: stream_watch.Seen, now_ms: int) -> observed.Rules:
-        revisions: Mapping[str, rules.RulesGeneration] = {}
-        broken = ""
+        known, broken = self._known[fleet], ""
         found = [each for each in self._from.cache.of_fleet(kinds.REVISION, fleet) if not _is_over(each, owner)]
+        revisions: Mapping[str, rules.RulesGeneration] = {}
         try:
-            revisions = history.read_revisions(found)
+            if not _are_the_same(known.revisions[0], found):
+                known.revisions = found, history.read_revisions(found)
+            revisions = known.revisions[1]
         except history.BrokenHistoryError as error:
             broken = str(error)
         if stream.now_ms is None:
@@ -231,16 +256,16 @@ class Looking:
         return observed.Rules(revisions, reached_ms + PUBLISH_MS + generations.AHEAD_MS, oldest_ms, broken)
 
 
-@functools.lru_cache(maxsize=512)
-def _reading(document: str) -> observed.Reading:
-    """The same document comes at every look."""
-    return observed.read(json.loads(document))
+def _are_the_same(some: Sequence[Found], others: Sequence[Found]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
-@functools.lru_cache(maxsize=8192)
-def _partition(document: str) -> twin_partition.TwinPartition:
-    """Raises InvalidFleetError."""
-    return twin_partition_document.parse_document(json.loads(document))
+def _reading(known: _Known, document: Mapping[str, Any]) -> observed.Reading:
+    """What its users wrote is mostly the same at every look."""
+    written = _read_by_users(document)
+    if known.reading is None or known.reading[0] != written:
+        known.reading = written, observed.read(written)
+    return known.reading[1]
 
 
 def _read_by_users(document: Mapping[str, Any]) -> dict[str, Any]:

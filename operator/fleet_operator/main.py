@@ -193,7 +193,7 @@ class _Operator:
     async def _act_while_leading(self) -> None:
         log.info("this operator acts")
         self.metrics.is_leader.set(1)
-        self._looking.watching_since_ms = self._clock.now_ms()
+        self._looking.watching_since_s = self._clock.monotonic()
         self._triggers = triggers.Triggers(self._reconcile, self._clock.monotonic, random.Random())
         for fleet in self._cache.fleets():
             self._triggers.wake(fleet)

@@ -66,7 +66,8 @@ class Rules:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Look:
     """status: the fleet's, as it stands. children: what was found of `resources.children`, and of our ServiceAccount, by kind and name.
-    shards: None when the stream can't be listed. refusals: what the API server refused for good when it was last tried.
+    shards: None when the stream can't be listed. stream_why: the last question to it wasn't answered. unreadable: TwinPartitions of a
+    fleet that is deleted, and why; any other fleet isn't looked at with one. refusals: what the API server refused for good when it was last tried.
     watching_since_ms: nobody is silent before it was looked at for long enough."""
 
     now_ms: int
@@ -82,7 +83,9 @@ class Look:
     pods: Sequence[workers.Pod] = ()
     signs: workers.Signs = workers.Signs()
     partitions: Sequence[twin_partition.TwinPartition] = ()
+    unreadable: Sequence[str] = ()
     shards: Sequence[partition.Shard] | None = None
+    stream_why: str = ""
     rules: Rules = Rules()
     refusals: Sequence[str] = ()
     watching_since_ms: int = 0
@@ -90,6 +93,12 @@ class Look:
     @property
     def stateful_set(self) -> Mapping[str, Any] | None:
         return self.children.get(("StatefulSet", self.owner.name))
+
+    @property
+    def pods_asked_for(self) -> int:
+        """Of the StatefulSet; 0 without one."""
+        found = self.stateful_set
+        return int((found.get("spec") or {}).get("replicas") or 0) if found is not None else 0
 
 
 def of_partitions(look: Look) -> control.Observed:
@@ -104,13 +113,13 @@ def of_partitions(look: Look) -> control.Observed:
         settings=settings,
         partitions=look.partitions,
         workers=workers.observed(
-            look.owner.name,
+            workers.Expected(look.owner.name, settings.replicas, look.pods_asked_for),
             look.pods,
             look.signs,
             status.restart_of(look.status),
             look.now_ms,
-            settings.replicas,
         ),
         shards=look.shards,
+        shards_why=look.stream_why,
         watching_since_ms=look.watching_since_ms,
     )

@@ -79,7 +79,7 @@ class _Round:
         """Partitions first, then workers. What handoff would say of a fleet without owners is nothing that anybody needs to know."""
         change = letting_go.named_for_nobody(self.look.partitions, self.look.now_ms)
         waits = change or letting_go.still_held(self.situation)
-        kept = upkeep.workers_of(self.look.stateful_set) if waits else 0
+        kept = self.look.pods_asked_for if waits else 0
         return control.Wanted(change=tuple(change), workers_kept=kept)
 
     # ── updates ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -116,7 +116,7 @@ class StreamWatch:
         return Seen(
             is_asked=True,
             shards=entry.answer.shards if age_s <= SHARDS_S_MAX else None,
-            now_ms=self._clock.now_ms() + ahead_ms if ahead_ms is not None and age_s <= CLOCK_S_MAX else None,
+            now_ms=self._monotonic_ms() + ahead_ms if ahead_ms is not None and age_s <= CLOCK_S_MAX else None,
             retention_ms=entry.answer.retention_ms,
             why=entry.why,
         )
@@ -151,7 +151,7 @@ class StreamWatch:
         try:
             async with asyncio.timeout(LOOK_S_MAX):
                 answer = await self._looks.look(await self._place(fleet, entry.fleet))
-            entry.ahead_ms.append(answer.date_ms - self._clock.now_ms())
+            entry.ahead_ms.append(answer.date_ms - self._monotonic_ms())
             entry.answer, entry.answered_s, entry.why = answer, self._clock.monotonic(), ""
             entry.failures, wait_s = 0, EVERY_S
         except (errors.StreamUnavailableError, TimeoutError) as error:
@@ -166,6 +166,10 @@ class StreamWatch:
             entry.due_s = self._clock.monotonic() + wait_s * self._random.uniform(0.8, 1.0)
         if before != (entry.is_asked, entry.answer and entry.answer.shards, bool(entry.why)):
             self._wake(fleet)
+
+    def _monotonic_ms(self) -> int:
+        """What the stream's clock is known by: whoever sets ours doesn't set that one."""
+        return int(self._clock.monotonic() * 1000)
 
     async def _place(self, key: FleetKey, fleet: spec.FleetSpec) -> streams.Place:
         aws, telemetry = fleet.aws, fleet.streams.telemetry

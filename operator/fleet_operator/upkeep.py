@@ -112,11 +112,6 @@ def _growth(look: observed.Look, fleet: spec.FleetSpec) -> _Growth:
     return _Growth(grown, keeps_the_set=True, grows=True)
 
 
-def workers_of(found: Mapping[str, Any] | None) -> int:
-    """Pods that the StatefulSet has been asked for; 0 without one."""
-    return int(found["spec"].get("replicas") or 0) if found is not None else 0
-
-
 def restart_ms(fleet: spec.FleetSpec, now_ms: int) -> int:
     """Until when a worker that is made anew keeps its partitions: it drains, its volume changes hands, its image may have to come."""
     return now_ms + pod_template.grace_s(fleet) * 1_000 + START_PATIENCE_MS

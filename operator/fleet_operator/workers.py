@@ -127,15 +127,24 @@ def heard_ms(seen: Pod, signs: Signs, now_ms: int) -> int:
     return max(answer.time_ms, signs.told_ms.get(seen.name, 0), by_pod, min(seen.created_ms, now_ms))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expected:
+    """replicas: ordinals from it on are to own nothing. asked_for: pods that the StatefulSet was asked for last: while a fleet shrinks, more."""
+
+    fleet: str
+    replicas: int
+    asked_for: int = 0
+
+
 def observed(
-    fleet: str, pods: Sequence[Pod], signs: Signs, restart: Restart | None, now_ms: int, replicas: int
+    expected: Expected, pods: Sequence[Pod], signs: Signs, restart: Restart | None, now_ms: int
 ) -> list[control.Worker]:
-    """Every worker that there is, and every one that should be, by ordinal: one whose pod is just being made anew was heard of when it was
-    heard of last. Ordinals from `replicas` on are to own nothing."""
+    """Every worker that there is, and every one that should be or is still asked for, by ordinal: one whose pod is just being made anew was
+    heard of when it was heard of last."""
     by_ordinal = {pod.ordinal: pod for pod in pods}
     made = []
-    for number in sorted({*by_ordinal, *range(replicas)}):
-        name, found = naming.worker(fleet, number), by_ordinal.get(number)
+    for number in sorted({*by_ordinal, *range(max(expected.replicas, expected.asked_for))}):
+        name, found = naming.worker(expected.fleet, number), by_ordinal.get(number)
         answer = signs.answers.get(name, Answer())
         is_there = found is not None and not found.terminating
         heard = heard_ms(found, signs, now_ms) if found is not None else max(answer.time_ms, signs.told_ms.get(name, 0))
@@ -145,7 +154,7 @@ def observed(
                 ordinal=number,
                 ready=is_there and (answer.can_take if answer.time_ms else found is not None and found.ready),
                 heard_ms=heard,
-                leaving=number >= replicas,
+                leaving=number >= expected.replicas,
                 restarting_until_ms=restart.until_ms if restart is not None and restart.worker == name else 0,
                 load=answer.load,
             )

@@ -129,3 +129,52 @@ def test_a_restart_is_read_as_it_was_written() -> None:
     assert restart is not None
     assert (restart.worker, restart.uid) == ("trucks-1", cluster.pods["trucks-1"].uid)
     assert 0 < restart.until_ms - cluster.now_ms - (90_000 + 120_000) + 1_000 <= 1_000
+
+
+def test_a_leaving_worker_whose_pod_is_being_made_anew_keeps_its_place_until_it_is_empty() -> None:
+    cluster = scenes.running(replicas=3)
+    del cluster.pods["trucks-2"]
+    cluster.document["spec"]["replicas"] = 2
+    heard = dataclasses.replace(cluster.look().signs, told_ms={"trucks-2": cluster.now_ms - 1_000})
+    todo = plan.plan(dataclasses.replace(cluster.look(), signs=heard)).actions
+    applied = [action.manifest for action in todo if isinstance(action, actions.Apply)]
+    assert [each["spec"]["replicas"] for each in applied if each["kind"] == "StatefulSet"] == []
+    assert not any(isinstance(action, actions.ChangePartition) and action.entry.spec.takeover for action in todo)
+
+
+def _deleted(cluster: scenes.Cluster, **changes: Any) -> list[tuple[str, str]]:
+    deletion = observed.Deletion(cluster.now_ms)
+    made = plan.plan(dataclasses.replace(cluster.look(), deletion=deletion, **changes))
+    assert made.actions == (actions.RemoveFinalizer(),)
+    return [(event.reason, event.message) for event in made.events]
+
+
+def test_of_partitions_that_were_deleted_before_the_fleet_nobody_claims_a_final_checkpoint() -> None:
+    """As a foreground deletion does it."""
+    ((reason, message),) = _deleted(scenes.running(), partitions=[])
+    assert reason == "FinalCheckpointMissing"
+    assert "4 partitions were deleted before the fleet" in message
+
+
+def test_a_fleet_without_partitions_has_nothing_to_tell_when_it_goes() -> None:
+    cluster = scenes.Cluster()
+    cluster.shards = []
+    cluster.round()
+    assert _deleted(cluster) == []
+
+
+def test_a_partition_that_cant_be_read_doesnt_keep_its_fleet() -> None:
+    cluster = scenes.running()
+    look = dataclasses.replace(cluster.look(), partitions=[], unreadable=["trucks-1 can't be read: spec.epoch"])
+    made = plan.plan(dataclasses.replace(look, deletion=observed.Deletion(cluster.now_ms)))
+    assert made.actions == (actions.RemoveFinalizer(),)
+    assert "trucks-1 can't be read" in made.events[0].message
+
+
+def test_the_condition_says_why_the_stream_cant_be_listed() -> None:
+    cluster = scenes.running()
+    why = "stream device-telemetry: not permitted"
+    made = plan.plan(dataclasses.replace(cluster.look(), shards=None, stream_why=why))
+    (written,) = (action.status for action in made.actions if isinstance(action, actions.WriteStatus))
+    (stalled,) = (each for each in written["conditions"] if each["type"] == "Stalled")
+    assert stalled["message"].endswith(why)

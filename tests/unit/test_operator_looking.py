@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -150,6 +151,67 @@ def test_a_deletion(annotation: str, at_once: bool) -> None:
     assert deletion == observed.Deletion(1_767_225_600_000, at_once)
 
 
+def _edited(found: Mapping[str, Any], version: str, **metadata: Any) -> dict[str, Any]:
+    return {**found, "metadata": {**found["metadata"], "resourceVersion": version, **metadata}}
+
+
+def test_a_partition_that_cant_be_read_holds_up_its_fleet_but_not_its_deletion() -> None:
+    scene = Scene()
+    scene.partition("uid-new")
+    found = scene.cache.of_fleet(kinds.PARTITION, FLEET)[0]
+    broken = _edited(found, "6") | {"spec": {**found["spec"], "epoch": "one"}}
+    scene.cache.event(kinds.PARTITION, "MODIFIED", broken)
+    with pytest.raises(errors.RefusedError, match="trucks-0 can't be read"):
+        scene.look()
+    fleet = scene.cache.get(kinds.FLEET, *FLEET)
+    assert fleet is not None
+    scene.cache.event(kinds.FLEET, "MODIFIED", _edited(fleet, "9", deletionTimestamp="2026-01-01T00:00:00Z"))
+    look = scene.look()
+    assert list(look.partitions) == []
+    assert len(look.unreadable) == 1
+
+
+def test_what_was_read_once_isnt_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many fleets there are."""
+    scene = Scene()
+    scene.partition("uid-new")
+    first = scene.look()
+    for name in ("observed.read", "twin_partition_document.parse_document"):
+        monkeypatch.setattr(f"fleet_operator.looking.{name}", None)
+    second = scene.look()
+    assert second.partitions == first.partitions
+    assert second.reading is first.reading
+
+
+def test_a_standbys_word_is_no_sign_of_life_of_the_owner() -> None:
+    scene = Scene()
+    scene.partition("uid-new")
+    found = scene.cache.of_fleet(kinds.PARTITION, FLEET)[0]
+    status = {"phase": "Running", "worker": "trucks-1", "epoch": 1}
+    scene.cache.event(kinds.PARTITION, "MODIFIED", _edited(found, "6") | {"status": status})
+    scene.look()
+    scene.clock.s += 5
+    standby = [{"worker": "trucks-2", "checkpointNumber": 1, "warm": True}]
+    scene.cache.event(kinds.PARTITION, "MODIFIED", _edited(found, "7") | {"status": {**status, "standby": standby}})
+    assert scene.look().signs.told_ms == {}
+
+
+def test_who_sets_the_clock_changes_no_age() -> None:
+    scene = Scene()
+    scene.looks.watching_since_s = scene.clock.monotonic()
+    scene.partition("uid-new")
+    scene.look()
+    found = scene.cache.of_fleet(kinds.PARTITION, FLEET)[0]
+    status = {"phase": "Running", "worker": "trucks-1", "epoch": 1}
+    scene.cache.event(kinds.PARTITION, "MODIFIED", _edited(found, "6") | {"status": status})
+    scene.look()
+    scene.clock.s += 5
+    scene.clock.ahead_s = 3_600
+    look = scene.look()
+    assert look.signs.told_ms == {"trucks-1": look.now_ms - 5_000}
+    assert look.watching_since_ms == look.now_ms - 5_000
+
+
 def test_two_fleets_are_forgotten_at_once() -> None:
     """Rounds run in threads of their own."""
     scene = Scene()
@@ -190,7 +252,7 @@ def test_a_worker_whose_pod_is_gone_was_heard_of_when_that_lived_last() -> None:
     for _ in range(3):
         scene.clock.s += 5
         assert scene.look().signs.told_ms == {"trucks-1": seen_ms}
-    scene.clock.s += looking.GONE_MS_MAX / 1_000
+    scene.clock.s += looking.GONE_S_MAX
     assert scene.look().signs.told_ms == {}
     scene.looks.forget(FLEET)
 

@@ -211,14 +211,16 @@ def test_signs_of_life(seen: Pod, signs: workers.Signs, ago_ms: int) -> None:
 def test_a_worker_between_two_pods_was_heard_of_last_when_it_was() -> None:
     signs = workers.Signs({"f-1": workers.Answer(NOW_MS - 2_000, True)})
     restart = workers.Restart("f-1", "uid-1", NOW_MS + 60_000)
-    first, second = workers.observed("f", [pod(0)], signs, restart, NOW_MS, 2)
+    first, second = workers.observed(workers.Expected("f", 2), [pod(0)], signs, restart, NOW_MS)
     assert (first.name, first.ready, first.restarting_until_ms) == ("f-0", True, 0)
     assert (second.name, second.ready, second.heard_ms) == ("f-1", False, NOW_MS - 2_000)
     assert second.restarting_until_ms == NOW_MS + 60_000
 
 
 def test_workers_above_the_wanted_number_are_leaving_and_those_that_end_are_given_nothing() -> None:
-    seen = workers.observed("f", [pod(2), pod(0, terminating=True), pod(1)], workers.Signs(), None, NOW_MS, 2)
+    seen = workers.observed(
+        workers.Expected("f", 2), [pod(2), pod(0, terminating=True), pod(1)], workers.Signs(), None, NOW_MS
+    )
     assert [(each.name, each.leaving, each.ready) for each in seen] == [
         ("f-0", False, False),
         ("f-1", False, True),

@@ -21,8 +21,13 @@ AHEAD_MS = 12_345
 
 
 class Clock:
+    """ahead_ms: by so much somebody set the wall clock."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
     def now_ms(self) -> int:
-        return virtual_time.EPOCH_MS + round(self.monotonic() * 1000)
+        return virtual_time.EPOCH_MS + round(self.monotonic() * 1000) + self.ahead_ms
 
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()
@@ -36,7 +41,8 @@ class Scene:
         self.asked: list[float] = []
         self.places: list[streams.Place] = []
         self.woken = 0
-        self.watch = stream_watch.StreamWatch(self, self._credentials, Clock(), self._wake)
+        self.clock = Clock()
+        self.watch = stream_watch.StreamWatch(self, self._credentials, self.clock, self._wake)
 
     async def look(self, place: streams.Place) -> streams.Answer:
         self.asked.append(Clock().monotonic())
@@ -150,6 +156,20 @@ def test_the_clock_is_found_though_headers_are_cut_to_seconds() -> None:
         assert now_ms is not None
         true_ms = Clock().now_ms() + AHEAD_MS
         assert true_ms - 300 <= now_ms <= true_ms + 20
+
+    play(scene, story)
+
+
+def test_who_sets_our_clock_doesnt_set_the_streams() -> None:
+    """A generation that were to start in the stream's past would judge what another has judged already."""
+    scene = Scene()
+
+    async def story() -> None:
+        await asyncio.sleep(1)
+        scene.clock.ahead_ms = -60_000
+        told = scene.watch.seen(FLEET).now_ms
+        assert told is not None
+        assert abs(told - (Clock().now_ms() + AHEAD_MS)) < 2_000
 
     play(scene, story)
 
