@@ -16,7 +16,6 @@ from typing import Any
 from fleet_model import generations, packed_generations, rules, sections, spec
 from fleet_operator import naming
 
-
 PUBLISHED_MAX = 4_096
 """Fleets whose published generations are kept as read: with fewer than there are, each would be read anew at each look."""
 
