@@ -20,7 +20,7 @@ import yaml
 from fleet_model import parse
 from fleet_operator import naming, pod_template, resources
 from tests.support import api_server as api_servers
-from tests.support import charts, go_toolchain, go_tools, kube_api
+from tests.support import charts, go_toolchain, go_tools, kube_api, monitoring_crds
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(2_000)]
 
@@ -193,6 +193,12 @@ def definitions(server: api_servers.ApiServer) -> None:
     server.apply_crds()
 
 
+@pytest.fixture(scope="module")
+def definitions_of_monitoring(server: api_servers.ApiServer) -> None:
+    """Those of the Prometheus operator: whoever asks for monitors has it."""
+    server.apply_crds(monitoring_crds.files())
+
+
 EVERYTHING = (
     *(
         "--set",
@@ -203,16 +209,17 @@ EVERYTHING = (
         "networkPolicy.operator.restrictEgress=true",
     ),
     *("--set", "monitoring.dashboard.enabled=true", "--set", "monitoring.podMonitors.enabled=true"),
+    *("--set", "monitoring.rules.enabled=true", "--set", "monitoring.rules.alertLabels.team=x"),
     *("--set-json", 'tolerations=[{"key":"a","operator":"Exists"}]', "--set", "nodeSelector.a=b"),
     *("--set-json", 'networkPolicy.metricsFrom=[{"namespaceSelector":{}}]'),
 )
 NAMESPACED = ("--set", "watch.allNamespaces=false", "--set", "watch.namespaces={fleets,elsewhere}")
 
 
-@pytest.mark.usefixtures("definitions")
+@pytest.mark.usefixtures("definitions", "definitions_of_monitoring")
 @pytest.mark.parametrize("values", [(), EVERYTHING, (*EVERYTHING, *NAMESPACED)], ids=["defaults", "all", "namespaced"])
 def test_the_api_server_takes_every_object(server: api_servers.ApiServer, values: tuple[str, ...]) -> None:
-    documents = charts.rendered(*values, has_monitoring=False)
+    documents = charts.rendered(*values)
     server.service_account(SYSTEM, "fleet-twin-try")  # a pod isn't taken without its own
     told = kubectl(
         server,
@@ -220,6 +227,17 @@ def test_the_api_server_takes_every_object(server: api_servers.ApiServer, values
         told=yaml.safe_dump_all(documents),
     )
     assert len(told.splitlines()) == len(documents)
+    assert ("podmonitor" in told, "prometheusrule" in told) == (values != (), values != ())
+
+
+@pytest.mark.usefixtures("definitions_of_monitoring")
+def test_a_monitor_with_a_mistake_would_be_refused(server: api_servers.ApiServer) -> None:
+    monitor = charts.one(charts.rendered(*EVERYTHING), "PodMonitor", "fleet-twin-workers")
+    path = f"/apis/{charts.MONITORING}/namespaces/{SYSTEM}/podmonitors?dryRun=All&{STRICT}"
+    server.request("POST", path, monitor)
+    monitor["spec"]["podMetricsEndpoints"][0]["interval"] = "soon"
+    with pytest.raises(kube_api.RefusedError, match=r"interval"):
+        server.request("POST", path, monitor)
 
 
 @pytest.mark.usefixtures("definitions")

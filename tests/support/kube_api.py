@@ -85,17 +85,17 @@ class KubeApi:
         document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}}
         self._made("/api/v1/namespaces", document)
 
-    def apply_crds(self) -> None:
-        """Those of crds/, made or replaced; returns when objects of them can be made."""
+    def apply_crds(self, files: Sequence[Path] = ()) -> None:
+        """Those of crds/ where none are named, made or replaced; returns when objects of them can be made."""
         path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        names = []
-        for file in sorted(CRDS.glob("*.yaml")):
+        served = []
+        for file in files or sorted(CRDS.glob("*.yaml")):
             document = yaml.safe_load(file.read_text(encoding="utf-8"))
-            names.append(document["metadata"]["name"])
-            self.request("PATCH", f"{path}/{names[-1]}?fieldManager=tests&force=true", document, APPLY_PATCH)
-        for name in names:
-            plural = name.partition(".")[0]
-            self.wait(functools.partial(self._is_served, f"{FLEETS}/{plural}?limit=1"), f"{plural} served")
+            name, spec = document["metadata"]["name"], document["spec"]
+            self.request("PATCH", f"{path}/{name}?fieldManager=tests&force=true", document, APPLY_PATCH)
+            served.append(f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}?limit=1")
+        for items in served:
+            self.wait(functools.partial(self._is_served, items), f"{items} served")
 
     def service_account(
         self, namespace: str, name: str, rules: Sequence[dict[str, Any]] = (), cluster_wide: bool = False
