@@ -139,7 +139,7 @@ class Cache:
         elif version_of(known) >= version:
             return set()
         woken = self._removed(kind, shelf, name, version)
-        shelf.objects[name] = found
+        found = shelf.objects[name] = kinds.kept(kind, found)
         fleet = kinds.fleet_of(kind, found)
         if fleet is not None:
             shelf.by_fleet.setdefault(fleet, {})[name] = found

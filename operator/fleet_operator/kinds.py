@@ -76,3 +76,52 @@ def fleet_of(kind: Kind, found: Mapping[str, Any]) -> FleetKey | None:
     else:
         name = (metadata.get("labels") or {}).get(naming.FLEET)
     return (metadata.get("namespace", ""), name) if name else None
+
+
+def kept(kind: Kind, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is read of an object; all of it, where it is compared with what was applied. Thousands of pods stand in memory, and most of what they
+    say is nobody's business here."""
+    if kind is POD:
+        return _pod(found)
+    if kind is CLAIM:
+        spec = {"resources": (found.get("spec") or {}).get("resources") or {}}
+        return {**_some(found, _HEAD), "metadata": _metadata(found), "spec": spec}
+    if kind in (FLEET, PARTITION, REVISION):
+        # A status written without them leaves them as they are.
+        metadata = {key: value for key, value in found["metadata"].items() if key != "managedFields"}
+        return {**found, "metadata": metadata}
+    return found
+
+
+_HEAD = ("apiVersion", "kind")
+_METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
+_LABELS = (naming.FLEET, naming.TEMPLATE_HASH)
+_CONTAINERS = ("initContainerStatuses", "containerStatuses")
+
+
+def _pod(found: Mapping[str, Any]) -> dict[str, Any]:
+    status = found.get("status") or {}
+    return {
+        **_some(found, _HEAD),
+        "metadata": _metadata(found),
+        "spec": _some(found.get("spec") or {}, ("nodeName",)),
+        "status": {
+            **_some(status, ("phase", "reason", "podIP")),
+            "conditions": [_some(entry, ("type", "status")) for entry in status.get("conditions") or ()],
+            **{name: [_container(entry) for entry in status[name]] for name in _CONTAINERS if status.get(name)},
+        },
+    }
+
+
+def _container(found: Mapping[str, Any]) -> dict[str, Any]:
+    state = {name: _some(value or {}, ("reason",)) for name, value in (found.get("state") or {}).items()}
+    return {"name": found["name"], "state": state}
+
+
+def _metadata(found: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = found["metadata"]
+    return {**_some(metadata, _METADATA), "labels": _some(metadata.get("labels") or {}, _LABELS)}
+
+
+def _some(found: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: found[name] for name in names if name in found}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from fleet_operator import cache, kinds, naming
+from fleet_operator import cache, kinds, naming, workers
 from fleet_operator.kinds import FleetKey
 
 FLEET: FleetKey = ("depot", "trucks")
@@ -143,3 +144,54 @@ def test_a_partition_belongs_to_the_fleet_that_its_spec_names() -> None:
     found = {"metadata": {"name": "p", "namespace": "depot", "resourceVersion": "3"}, "spec": {"fleet": "trucks"}}
     kept.cache.event(kinds.PARTITION, "ADDED", found)
     assert kept.cache.of_fleet(kinds.PARTITION, FLEET) == [found]
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+POD: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {
+        "name": "trucks-1",
+        "namespace": "depot",
+        "uid": "u",
+        "resourceVersion": "7",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "labels": {naming.FLEET: "trucks", naming.TEMPLATE_HASH: "t", "more": "x"},
+        "managedFields": [{"manager": "kubelet", "fieldsV1": {f"f:{number}": {} for number in range(100)}}],
+    },
+    "spec": {"nodeName": "n", "containers": [{"name": "worker", "env": [{"name": f"V{n}"} for n in range(50)]}]},
+    "status": {
+        "phase": "Running",
+        "podIP": "10.0.0.1",
+        "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        "initContainerStatuses": [{"name": "i", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "m"}}}],
+        "containerStatuses": [{"name": "worker", "image": "i", "state": {"running": {"startedAt": "t"}}}],
+    },
+}
+
+
+def test_of_a_pod_is_kept_what_is_read_of_it() -> None:
+    """Tens of thousands of them are watched."""
+    kept = Kept()
+    kept.cache.event(kinds.POD, "ADDED", POD)
+    (found,) = kept.cache.of_fleet(kinds.POD, FLEET)
+    assert workers.pod(found, "trucks", 5) == workers.pod(POD, "trucks", 5)
+    assert found["status"]["podIP"] == "10.0.0.1"
+    assert len(json.dumps(found)) < len(json.dumps(POD)) / 4
+
+
+def test_what_is_compared_with_what_was_applied_is_kept_whole() -> None:
+    kept = Kept()
+    own = {**POD, "kind": "StatefulSet"}
+    kept.cache.event(kinds.STATEFUL_SET, "ADDED", own)
+    assert kept.cache.of_fleet(kinds.STATEFUL_SET, FLEET) == [own]
+
+
+def test_a_claim_keeps_its_size_and_a_partition_all_but_the_owners_of_its_fields() -> None:
+    claim = {**POD, "spec": {"resources": {"requests": {"storage": "1Gi"}}, "volumeName": "v"}, "status": {"x": "y"}}
+    assert kinds.kept(kinds.CLAIM, claim)["spec"] == {"resources": {"requests": {"storage": "1Gi"}}}
+    assert "status" not in kinds.kept(kinds.CLAIM, claim)
+    partition = kinds.kept(kinds.PARTITION, POD)
+    assert "managedFields" not in partition["metadata"]
+    assert (partition["spec"], partition["status"]) == (POD["spec"], POD["status"])

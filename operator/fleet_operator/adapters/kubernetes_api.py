@@ -15,11 +15,13 @@ from typing import Any
 import urllib3.exceptions
 from kubernetes import client, config
 
-from fleet_operator import errors, naming
+from fleet_operator import errors, kinds, naming
 from fleet_operator.kinds import Kind
 
 TIMEOUT_S = 5.0
 """Of a request, connecting included. The Lease's margins rest on it (`lease`)."""
+SERVER_MARGIN_S = 0.5
+"""The API server gives up so much earlier, so that nothing is done after we stopped waiting for it; what reaches it late has that much."""
 LIST_TIMEOUT_S = 20.0
 LIST_PAGE = 500
 
@@ -36,7 +38,7 @@ Count = Callable[[str, str, str], None]
 class Listed:
     """version: the resourceVersion of the list."""
 
-    objects: list[dict[str, Any]]
+    objects: list[Mapping[str, Any]]
     version: int
 
 
@@ -69,14 +71,14 @@ class KubernetesApi:
         return self._call("GET", kind, kind.path(namespace, name))
 
     def list(self, kind: Kind, namespace: str | None) -> Listed:
-        """All objects of the kind's selector, page by page; namespace None: of all."""
+        """All objects of the kind's selector, page by page, as far as they are read (`kinds.kept`); namespace None: of all."""
         query = {"limit": str(LIST_PAGE)}
         if kind.selector:
             query["labelSelector"] = kind.selector
-        objects: list[dict[str, Any]] = []
+        objects: list[Mapping[str, Any]] = []
         while True:
             page = self._call("GET", kind, kind.path(namespace), query=query, timeout_s=LIST_TIMEOUT_S, verb="list")
-            objects += page.get("items") or ()
+            objects += (kinds.kept(kind, found) for found in page.get("items") or ())
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 version = str(metadata.get("resourceVersion") or "0")
@@ -107,10 +109,10 @@ class KubernetesApi:
     def replace(
         self, kind: Kind, namespace: str, manifest: naming.Manifest, subresource: str = "", within_s: float = TIMEOUT_S
     ) -> dict[str, Any]:
-        """Over the resourceVersion in its metadata. within_s: the API server gives up after so long, too, so that it isn't done later."""
-        query = {"fieldManager": naming.FIELD_MANAGER, "timeout": f"{max(1, int(within_s * 1000))}ms"}
+        """Over the resourceVersion in its metadata. within_s: the API server gives up after so long, so that it isn't done later."""
+        query = {"fieldManager": naming.FIELD_MANAGER}
         path = kind.path(namespace, manifest["metadata"]["name"], subresource)
-        return self._call("PUT", kind, path, manifest, query, timeout_s=min(TIMEOUT_S, within_s + 1.0))
+        return self._call("PUT", kind, path, manifest, query, timeout_s=min(TIMEOUT_S, within_s + SERVER_MARGIN_S))
 
     def delete(self, kind: Kind, namespace: str, name: str, options: Mapping[str, Any]) -> None:
         """options: DeleteOptions. Raises MissingError; ConflictError when a precondition doesn't hold."""
@@ -131,7 +133,8 @@ class KubernetesApi:
         verb: str = "",
     ) -> dict[str, Any]:
         verb = verb or {"POST": "create", "PUT": "update"}.get(method, method.lower())
-        url = f"{path}?{urllib.parse.urlencode(query)}" if query else path
+        server_ms = max(1, round((timeout_s - SERVER_MARGIN_S) * 1000))
+        url = f"{path}?{urllib.parse.urlencode({**(query or {}), 'timeout': f'{server_ms}ms'})}"
         headers = {"Accept": "application/json", "Content-Type": media}
         where = f"{verb} {kind.name} {path.rpartition('/')[2]}"
         try:
