@@ -20,12 +20,9 @@ from fleet_cli import console
 from fleet_proto import fleet_pb2
 from fleet_worker.adapters import lmdb_codec
 from tests.support import (
-    aws_env,
     catching_up,
-    kinesis_local,
     live_fleet,
     live_judge,
-    node,
     small_disk,
     streams,
     worker_process,
@@ -69,23 +66,14 @@ def _hot(device_id: str, timestamp_ms: int) -> bytes:
 
 @contextlib.asynccontextmanager
 async def fleet_on_a_small_disk(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, kinesis_url: str, kinesis: streams.Streams
 ) -> AsyncIterator[tuple[live_fleet.LiveFleet, small_disk.SmallDisk]]:
-    aws_env.apply(monkeypatch)
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
     with contextlib.ExitStack() as stack:
         try:
             disk = stack.enter_context(small_disk.mounted(folder / "fleet" / "data", DISK_BYTES))
         except small_disk.MountRefusedError as error:
             pytest.skip(f"a small disk can't be mounted here (it takes root and CAP_SYS_ADMIN): {error}")
-        url = stack.enter_context(kinesis_local.running())
-        async with (
-            streams.Streams.at(url) as kinesis,
-            live_fleet.made(folder / "fleet", kinesis, url, shards=SHARDS) as fleet,
-        ):
+        async with live_fleet.made(folder / "fleet", kinesis, kinesis_url, shards=SHARDS) as fleet:
             fleet.edit({})
             yield fleet, disk
 
@@ -123,9 +111,9 @@ def committed_positions(fleet: live_fleet.LiveFleet) -> dict[str, int]:
 
 
 async def test_intake_stops_on_a_full_disk_and_goes_on_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kinesis_url: str, kinesis: streams.Streams
 ) -> None:
-    async with fleet_on_a_small_disk(tmp_path, monkeypatch) as (fleet, disk), fleet.worker() as worker:
+    async with fleet_on_a_small_disk(tmp_path, kinesis_url, kinesis) as (fleet, disk), fleet.worker() as worker:
         traffic, enough = Traffic(fleet), asyncio.Event()
         worker.start()
         await worker.ready()
@@ -169,9 +157,9 @@ async def test_intake_stops_on_a_full_disk_and_goes_on_by_itself(
 
 
 async def test_a_stop_on_a_full_disk_and_starts_with_and_without_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kinesis_url: str, kinesis: streams.Streams
 ) -> None:
-    async with fleet_on_a_small_disk(tmp_path, monkeypatch) as (fleet, disk), fleet.worker() as worker:
+    async with fleet_on_a_small_disk(tmp_path, kinesis_url, kinesis) as (fleet, disk), fleet.worker() as worker:
         traffic, enough = Traffic(fleet), asyncio.Event()
         worker.start()
         await worker.ready()
@@ -204,9 +192,9 @@ async def test_a_stop_on_a_full_disk_and_starts_with_and_without_room(
 
 
 async def test_an_edit_that_finds_no_room_is_told_and_leaves_the_old_rules_in_force(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kinesis_url: str, kinesis: streams.Streams
 ) -> None:
-    async with fleet_on_a_small_disk(tmp_path, monkeypatch) as (fleet, disk), fleet.worker() as worker:
+    async with fleet_on_a_small_disk(tmp_path, kinesis_url, kinesis) as (fleet, disk), fleet.worker() as worker:
         worker.start()
         await worker.ready()
         disk.fill()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import aws_env, killing, kinesis_local, live_fleet, live_judge, node, proxy, streams
+from tests.support import killing, live_fleet, live_judge, proxy, streams
 
 RUNS = int(os.environ.get("KILL_RUNS", "50"))
 SEED = os.environ.get("SEED")
@@ -28,14 +28,9 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 @pytest.mark.timeout(TOTAL_S_MAX)
 async def test_killed_workers_leave_twins_and_effects_as_the_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kinesis_url: str, kinesis: streams.Streams, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    aws_env.apply(monkeypatch)
     seeds = [int(SEED)] if SEED else list(range(1, RUNS + 1))
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
     began = time.monotonic()
     failures: list[str] = []
     totals = live_judge.Judgement()
@@ -43,12 +38,12 @@ async def test_killed_workers_leave_twins_and_effects_as_the_reference(
     watched: list[int] = []
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(seed: int, url: str, kinesis: streams.Streams) -> None:
+    async def one(seed: int) -> None:
         async with gate:
             run_began = time.monotonic()
             try:
                 async with asyncio.timeout(RUN_S_MAX):
-                    run, judgement = await killed(seed, tmp_path / f"seed-{seed}", url, kinesis)
+                    run, judgement = await killed(seed, tmp_path / f"seed-{seed}", kinesis_url, kinesis)
             except (AssertionError, TimeoutError) as error:
                 failures.append(f"SEED={seed}: {type(error).__name__}: {error}")
                 return
@@ -65,9 +60,7 @@ async def test_killed_workers_leave_twins_and_effects_as_the_reference(
             if run.stop_s > killing.STOP_S_MAX:
                 failures.append(f"SEED={seed}: took {run.stop_s:.1f} s to stop")
 
-    with kinesis_local.running() as url:
-        async with streams.Streams.at(url) as kinesis:
-            await asyncio.gather(*(one(seed, url, kinesis) for seed in seeds))
+    await asyncio.gather(*map(one, seeds))
     with capsys.disabled():
         print(f"\n{len(seeds)} runs in {time.monotonic() - began:.0f} s, {sum(kills.values())} kills {kills}: {totals}")
     assert not failures, f"{len(failures)} of {len(seeds)} runs failed\n" + "\n\n".join(failures)

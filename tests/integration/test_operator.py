@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from fleet_model.twin_partition import Phase
-from tests.support import aws_env, kinesis_local, kube_api, operator_process, played_workers, streams
+from tests.support import kube_api, operator_process, played_workers, streams
 from tests.support.api_server import ApiServer
-from tests.support.node import NoNodeError
 from tests.support.operator_process import APPLY_PATCH, MERGE_PATCH, Fleet
 from tests.support.operator_scene import Scene
 
@@ -21,27 +18,6 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 WAIT_S = 60.0
 REST_S = 12.0
 """More than two of the operator's own looks."""
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    try:
-        with kinesis_local.running() as url:
-            yield url
-    except NoNodeError as missing:
-        pytest.skip(f"kinesis-local can't run here: {missing}")
-
-
-@pytest.fixture
-async def kinesis(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[streams.Streams]:
-    aws_env.apply(monkeypatch)
-    async with streams.Streams.at(endpoint) as made:
-        yield made
-
-
-@pytest.fixture
-def scene(api_server_with_controllers: ApiServer, endpoint: str, tmp_path: Path) -> Scene:
-    return Scene(api_server_with_controllers, endpoint, tmp_path)
 
 
 async def test_a_fleet_becomes_what_it_says_and_then_nothing_is_written(scene: Scene, kinesis: streams.Streams) -> None:

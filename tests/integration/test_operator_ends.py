@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from fleet_model import packed_generations
-from tests.support import aws_env, moto_server, operator_process, played_workers, streams
-from tests.support.api_server import ApiServer
+from tests.support import moto_server, operator_process, played_workers, streams
 from tests.support.operator_scene import Scene
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -20,21 +18,10 @@ TAKEN_S = 40.0
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def kinesis_url() -> Iterator[str]:
+    """moto's: shards don't change here."""
     with moto_server.running() as url:
         yield url
-
-
-@pytest.fixture
-async def kinesis(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[streams.Streams]:
-    aws_env.apply(monkeypatch)
-    async with streams.Streams.at(endpoint) as made:
-        yield made
-
-
-@pytest.fixture
-def scene(api_server_with_controllers: ApiServer, endpoint: str, tmp_path: Path) -> Scene:
-    return Scene(api_server_with_controllers, endpoint, tmp_path)
 
 
 async def test_killed_in_the_middle_of_its_steps(scene: Scene, kinesis: streams.Streams) -> None:

@@ -23,10 +23,8 @@ from tests.reference.words import OFFLINE, Control
 from tests.support import (
     aws_env,
     catching_up,
-    kinesis_local,
     live_fleet,
     live_judge,
-    node,
     proxy,
     streams,
     worker_process,
@@ -252,16 +250,6 @@ async def test_down_without_a_backlog(scene: Scene, capsys: pytest.CaptureFixtur
         print(f"\nthe silent told {late_ms} ms after catching up", end="")
     assert late_ms <= REPORTED_MS_MAX
     assert not set(scene.patient) & (await scene.called_offline()).keys()
-
-
-@pytest.fixture(scope="module")
-def kinesis_url() -> Iterator[str]:
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
-    with kinesis_local.running() as url:
-        yield url
 
 
 @pytest.fixture

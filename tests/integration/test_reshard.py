@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,12 @@ from fleet_proto import fleet_pb2
 from tests.reference import raw
 from tests.reference.words import OFFLINE, Control
 from tests.support import (
-    aws_env,
     catching_up,
     edits,
     field,
-    kinesis_local,
     left_behind,
     live_fleet,
     live_judge,
-    node,
     proxy,
     streams,
     waiting,
@@ -44,23 +41,6 @@ MANY_DEVICES = 8_000
 AGGREGATE_MEMBERS = 200
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def kinesis_url() -> Iterator[str]:
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
-    with kinesis_local.running() as url:
-        yield url
-
-
-@pytest.fixture
-async def kinesis(kinesis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[streams.Streams]:
-    aws_env.apply(monkeypatch)
-    async with streams.Streams.at(kinesis_url) as found:
-        yield found
 
 
 async def test_split_and_merged_under_load(tmp_path: Path, kinesis_url: str, kinesis: streams.Streams) -> None:

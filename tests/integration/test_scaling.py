@@ -18,14 +18,11 @@ import pytest
 
 from fleet_worker import errors
 from tests.support import (
-    aws_env,
     catching_up,
     go_toolchain,
     go_tools,
-    kinesis_local,
     live_judge,
     moto_server,
-    node,
     proxy,
     scaling,
     scaling_judge,
@@ -48,27 +45,24 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 @pytest.mark.timeout(TOTAL_S_MAX)
 async def test_scaled_and_killed_workers_leave_twins_and_effects_as_the_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kinesis_url: str, kinesis: streams.Streams, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    aws_env.apply(monkeypatch)
     seeds = [int(SEED)] if SEED else list(range(1, RUNS + 1))
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
     began = time.monotonic()
     failures: list[str] = []
     totals = live_judge.Judgement()
     events: dict[str, int] = {}
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(seed: int, url: str, kinesis: streams.Streams, store_url: str) -> None:
+    async def one(seed: int, store_url: str) -> None:
         async with gate:
             run_began = time.monotonic()
             happened: list[str] = []
             try:
                 async with asyncio.timeout(RUN_S_MAX):
-                    judgement = await scaled(seed, tmp_path / f"seed-{seed}", kinesis, (url, store_url), happened)
+                    judgement = await scaled(
+                        seed, tmp_path / f"seed-{seed}", kinesis, (kinesis_url, store_url), happened
+                    )
             except (AssertionError, TimeoutError, errors.FleetTwinError, ExceptionGroup) as error:
                 failures.append(f"SEED={seed}: {', '.join(happened)}: {told(error)}")
                 return
@@ -83,10 +77,9 @@ async def test_scaled_and_killed_workers_leave_twins_and_effects_as_the_referenc
                 words = "\n".join(judgement.problems[:30])
                 failures.append(f"SEED={seed}, {', '.join(happened)} (see {tmp_path}/seed-{seed}):\n{words}")
 
-    with kinesis_local.running() as url, object_store() as store_url:
+    with object_store() as store_url:
         await shared_fleet.make_bucket(store_url)
-        async with streams.Streams.at(url) as kinesis:
-            await asyncio.gather(*(one(seed, url, kinesis, store_url) for seed in seeds))
+        await asyncio.gather(*(one(seed, store_url) for seed in seeds))
     with capsys.disabled():
         print(f"\n{len(seeds)} runs in {time.monotonic() - began:.0f} s, {events}: {totals}")
     assert not failures, f"{len(failures)} of {len(seeds)} runs failed\n" + "\n\n".join(failures)

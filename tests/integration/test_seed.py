@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from fleet_proto import fleet_pb2
-from tests.support import aws_env, awscli, fleets, kinesis_local, node, worker_process
+from tests.support import aws_env, awscli, fleets, worker_process
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -116,29 +116,24 @@ def write_fleet(folder: Path, endpoint_url: str) -> Path:
     return path
 
 
-async def test_three_hot_samples_of_device_7_give_one_alert_and_a_cool_down(tmp_path: Path) -> None:
+async def test_three_hot_samples_of_device_7_give_one_alert_and_a_cool_down(tmp_path: Path, kinesis_url: str) -> None:
     if shutil.which("bash") is None:
         pytest.skip("there is no bash on this machine")
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
-    with kinesis_local.running() as endpoint_url:
-        shell = Shell(endpoint_url)
-        await shell.run(CREATE_THE_STREAMS)
-        fleet_path = write_fleet(tmp_path, endpoint_url)
-        async with worker_process.WorkerProcess(fleet_path, tmp_path / "data", tmp_path / "worker.log") as worker:
-            worker.start()
-            await worker.ready()
-            before_ms = time.time_ns() // 1_000_000
-            put = await shell.run(SEND_A_TEMPERATURE_SPIKE)
-            last_sequence_number = re.findall(r'"SequenceNumber": "(\d+)"', put)[-1]
-            await shell.first_records(READ_THE_RESULTING_COMMAND)
-            after_ms = time.time_ns() // 1_000_000
-            twin = await worker.get("/v1/twins/device-7")
-            stop_s = await worker.stop()
-        (command,) = map(fleet_pb2.DeviceCommand.FromString, await shell.records(READ_THE_RESULTING_COMMAND))
-        (alert,) = map(fleet_pb2.DeviceAlert.FromString, await shell.records(READ_THE_ALERTS))
+    shell = Shell(kinesis_url)
+    await shell.run(CREATE_THE_STREAMS)
+    fleet_path = write_fleet(tmp_path, kinesis_url)
+    async with worker_process.WorkerProcess(fleet_path, tmp_path / "data", tmp_path / "worker.log") as worker:
+        worker.start()
+        await worker.ready()
+        before_ms = time.time_ns() // 1_000_000
+        put = await shell.run(SEND_A_TEMPERATURE_SPIKE)
+        last_sequence_number = re.findall(r'"SequenceNumber": "(\d+)"', put)[-1]
+        await shell.first_records(READ_THE_RESULTING_COMMAND)
+        after_ms = time.time_ns() // 1_000_000
+        twin = await worker.get("/v1/twins/device-7")
+        stop_s = await worker.stop()
+    (command,) = map(fleet_pb2.DeviceCommand.FromString, await shell.records(READ_THE_RESULTING_COMMAND))
+    (alert,) = map(fleet_pb2.DeviceAlert.FromString, await shell.records(READ_THE_ALERTS))
 
     assert stop_s < worker_process.STOP_S_MAX
     assert (command.device_id, command.command) == ("device-7", "cool_down")

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,8 @@ from tests.reference.words import TEMPERATURE, Control
 from tests.support import (
     aws_env,
     catching_up,
-    kinesis_local,
     live_fleet,
     live_judge,
-    node,
     proxy,
     streams,
     waiting,
@@ -47,16 +45,6 @@ SOON_S_MAX = 60.0
 ALWAYS = 1_000_000
 THROTTLED_CALLS = 5
 """A second or two of back-off: the stop waits for six."""
-
-
-@pytest.fixture(scope="module")
-def kinesis_url() -> Iterator[str]:
-    try:
-        kinesis_local.installed()
-    except node.NoNodeError as error:
-        pytest.skip(f"kinesis-local needs Node: {error}")
-    with kinesis_local.running() as url:
-        yield url
 
 
 @dataclasses.dataclass
