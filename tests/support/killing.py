@@ -52,7 +52,8 @@ class Run:
         await kinesis.put(telemetry, self._field.first(began_ms))
         await kinesis.put(telemetry, self._field.overrides(_now_ms()))
         if self._faults is not None:
-            self._bring_faults(self._faults)
+            for rule in proxy.some_of_each(self._dice):
+                self._faults.add(rule)
             self._faults.watch = self._watch
         async with self._fleet.worker() as worker:
             worker.start()
@@ -90,18 +91,6 @@ class Run:
 
     def _edit(self) -> None:
         self._fleet.edit(*edits.draw(self._dice), in_place=self._dice.randrange(3) == 0)
-
-    def _bring_faults(self, faults: proxy.FaultProxy) -> None:
-        """Slow puts keep effects for long between their commit and their acknowledgement."""
-        dice = self._dice
-        rules = [proxy.Rule("PutRecords", times=1, delay_s=dice.choice((0.02, 0.3, 1.5))) for _ in range(25)]
-        rules += [proxy.Rule("PutRecords", lose_reply=True) for _ in range(3)]
-        rules += [proxy.Rule("PutRecords", fail=frozenset({dice.randrange(3)})) for _ in range(4)]
-        rules += [proxy.Rule("PutRecords", throttle=True), proxy.Rule("GetRecords", throttle=True)]
-        rules += [proxy.Rule("GetRecords", lose_reply=True), proxy.Rule("GetRecords", server_error=True)]
-        dice.shuffle(rules)
-        for rule in rules:
-            faults.add(rule)
 
     async def _watch_alerts(self) -> None:
         """What an operator sees, to acknowledge some of it; and the sign that something was published just now."""

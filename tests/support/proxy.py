@@ -11,20 +11,16 @@ signature and holds no state but its rules and its count of calls.
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import email.utils
+import random
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
-import aiohttp
 import orjson
 from aiohttp import web
 
-BODY_BYTES_MAX = 32 * 2**20
-UPSTREAM_S_MAX = 60.0
-_HOP_HEADERS = {"host", "content-length", "connection", "transfer-encoding", "accept-encoding", "content-encoding"}
+from tests.support import forwarding
 
 
 @dataclasses.dataclass
@@ -48,25 +44,32 @@ class Rule:
         return self.times > 0 and self.operation in ("", operation) and self.stream in ("", stream)
 
 
-class FaultProxy:
+def some_of_each(dice: random.Random) -> list[Rule]:
+    """In random order. Slow puts keep effects for long between their commit and their acknowledgement."""
+    rules = [Rule("PutRecords", times=1, delay_s=dice.choice((0.02, 0.3, 1.5))) for _ in range(25)]
+    rules += [Rule("PutRecords", lose_reply=True) for _ in range(3)]
+    rules += [Rule("PutRecords", fail=frozenset({dice.randrange(3)})) for _ in range(4)]
+    rules += [Rule("PutRecords", throttle=True), Rule("GetRecords", throttle=True)]
+    rules += [Rule("GetRecords", lose_reply=True), Rule("GetRecords", server_error=True)]
+    dice.shuffle(rules)
+    return rules
+
+
+class FaultProxy(forwarding.ForwardingProxy):
     """millis_behind: what GetRecords answers tell, None = upstream's own. date_shift_ms: added to each Date header.
 
     holds_back: GetRecords brings nothing, as Kinesis does on its way through a gap, and the next iterator is the same.
     watch: told of each call, operation and body, before anything is done with it.
-    calls: how many came in, by operation. endpoint_url: where to send them. upstream: where they go.
+    calls: by operation.
     """
 
     def __init__(self, upstream: str) -> None:
+        super().__init__(upstream, dropped_headers=("host",))
         self.millis_behind: int | None = None
         self.holds_back = False
         self.watch: Callable[[str, bytes], None] | None = None
         self.date_shift_ms = 0
-        self.calls: collections.Counter[str] = collections.Counter()
-        self.endpoint_url = ""
-        self.upstream = upstream
         self._rules: list[Rule] = []
-        self._session: aiohttp.ClientSession | None = None
-        self._runner: web.AppRunner | None = None
 
     def add(self, rule: Rule) -> Rule:
         """The rule is kept as it is: its `times` tells how often it is still to apply."""
@@ -80,27 +83,7 @@ class FaultProxy:
         """From now on; upstream may be away, which callers see as a server error."""
         self.upstream = upstream
 
-    async def __aenter__(self) -> FaultProxy:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=UPSTREAM_S_MAX))
-        app = web.Application(client_max_size=BODY_BYTES_MAX)
-        app.router.add_post("/", self._serve)
-        self._runner = web.AppRunner(app, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = self._runner.addresses[0][:2]
-        self.endpoint_url = f"http://{host}:{port}"
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._runner is not None
-        assert self._session is not None
-        await self._runner.cleanup()
-        await self._session.close()
-
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         body = await request.read()
         self.calls[operation] += 1
@@ -117,7 +100,7 @@ class FaultProxy:
             return await self._put_in_part(request, body, rule.fail)
         if self.holds_back and operation == "GetRecords":
             return self._nothing(body)
-        status, headers, answer = await self._forward(request, body)
+        status, headers, answer = await self.forward(request, body)
         if rule.lose_reply:
             assert request.transport is not None
             request.transport.abort()
@@ -134,13 +117,6 @@ class FaultProxy:
                 return rule
         return Rule()
 
-    async def _forward(self, request: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        assert self._session is not None
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
-        async with self._session.post(self.upstream, data=body, headers=headers) as answer:
-            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_HEADERS}
-            return answer.status, kept, await answer.read()
-
     async def _put_in_part(self, request: web.Request, body: bytes, fail: frozenset[int]) -> web.Response:
         told: dict[str, Any] = orjson.loads(body)
         entries = told["Records"]
@@ -148,7 +124,7 @@ class FaultProxy:
         answer: dict[str, Any] = {"Records": []}
         headers: dict[str, str] = {"Content-Type": "application/x-amz-json-1.1"}
         if good:
-            status, headers, raw = await self._forward(request, orjson.dumps(told | {"Records": good}))
+            status, headers, raw = await self.forward(request, orjson.dumps(told | {"Records": good}))
             if status != 200:
                 return web.Response(status=status, headers=self._shifted(headers), body=raw)
             answer = orjson.loads(raw)

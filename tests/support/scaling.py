@@ -122,7 +122,8 @@ class Run:
         await self._fleet.streams.put(telemetry, self._field.first(now_ms()))
         await self._fleet.streams.put(telemetry, self._field.overrides(now_ms()))
         if self._faults is not None:
-            self._bring_faults(self._faults)
+            for rule in proxy.some_of_each(self._dice):
+                self._faults.add(rule)
         await self.crew.want(2)
         watching = asyncio.create_task(self._watch_alerts())
         tending = asyncio.create_task(self.crew.tend())
@@ -345,17 +346,6 @@ class Run:
             await self._fleet.streams.put(stream, self._field.tick(number, now_ms(), self._alert_ids[-ALERTS_KEPT:]))
             number += 1
             await asyncio.sleep(TICK_S)
-
-    def _bring_faults(self, faults: proxy.FaultProxy) -> None:
-        dice = self._dice
-        rules = [proxy.Rule("PutRecords", times=1, delay_s=dice.choice((0.02, 0.3, 1.5))) for _ in range(25)]
-        rules += [proxy.Rule("PutRecords", lose_reply=True) for _ in range(3)]
-        rules += [proxy.Rule("PutRecords", fail=frozenset({dice.randrange(3)})) for _ in range(4)]
-        rules += [proxy.Rule("PutRecords", throttle=True), proxy.Rule("GetRecords", throttle=True)]
-        rules += [proxy.Rule("GetRecords", lose_reply=True), proxy.Rule("GetRecords", server_error=True)]
-        dice.shuffle(rules)
-        for rule in rules:
-            faults.add(rule)
 
     async def _watch_alerts(self) -> None:
         """What an operator sees, to acknowledge some of it; and the sign that something was published just now."""
