@@ -7,11 +7,10 @@ import sys
 
 import click
 
-from fleet_cli import console
+from fleet_cli import console, demonstration
 
 DEVICES_MAX = 100_000
 RATE_MAX = 10_000.0
-WORKERS_MAX = 16
 
 
 @click.group(name="demo", invoke_without_command=True, epilog=console.EXIT_CODES)
@@ -27,7 +26,7 @@ WORKERS_MAX = 16
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1, WORKERS_MAX),
+    type=click.IntRange(1, demonstration.WORKERS_MAX),
     default=1,
     show_default=True,
     metavar="N",
@@ -94,7 +93,7 @@ def command(
 
 
 @command.command(name="scale", epilog=console.EXIT_CODES)
-@click.argument("workers", type=click.IntRange(1, WORKERS_MAX), metavar="N")
+@click.argument("workers", type=click.IntRange(1, demonstration.WORKERS_MAX), metavar="N")
 @click.option(
     "--folder",
     type=click.Path(path_type=pathlib.Path, file_okay=False),

@@ -5,3 +5,6 @@
 It uses what users use: the same commands, the same fleet file, the same HTTP API and streams. It knows nothing of the inside of a
 worker.
 """
+
+WORKERS_MAX = 16
+"""Of one demo, by whatever way more of them are asked for."""

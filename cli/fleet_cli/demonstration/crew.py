@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
-from fleet_cli import demo
+from fleet_cli import demonstration
 from fleet_cli.control import loop
 from fleet_cli.demonstration import processes
 from fleet_model.twin_partition import Phase
@@ -71,7 +71,7 @@ class Crew:
 
     def want(self, count: int) -> None:
         """Takes effect with the next `tend`."""
-        count = max(1, min(demo.WORKERS_MAX, count))
+        count = max(1, min(demonstration.WORKERS_MAX, count))
         if count != self.wanted:
             self._tell(f"{count} {'worker' if count == 1 else 'workers'} wanted, {self.wanted} before")
             self.wanted = count
