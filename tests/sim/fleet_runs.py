@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fleet_cli import parent_death
-from tests.sim import schedule, world
+from tests.sim import parts, schedule, world
 
 BLOCK = 25
 COVERAGE = "met"
@@ -34,7 +34,7 @@ class Coverage:
         self.often: collections.Counter[str] = collections.Counter()
         self.in_runs: collections.Counter[str] = collections.Counter()
 
-    def add(self, outcome: world.Outcome) -> None:
+    def add(self, outcome: parts.Outcome) -> None:
         self.runs += 1
         self.often += outcome.seen
         self.in_runs.update({what for what, count in outcome.seen.items() if count})
@@ -82,7 +82,7 @@ def told_smaller(seed: int, kinds: Sequence[schedule.Kind] = schedule.TROUBLES) 
     return _told(planned, world.run(planned))
 
 
-def _told(planned: schedule.Schedule, outcome: world.Outcome) -> str:
+def _told(planned: schedule.Schedule, outcome: parts.Outcome) -> str:
     until_s = time.monotonic() + SHRINK_S_MAX
 
     def fails(fewer: schedule.Schedule) -> bool:
