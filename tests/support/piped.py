@@ -262,3 +262,14 @@ async def running(setting: Setting | None = None) -> AsyncIterator[Piped]:
         await asyncio.wait((task,))
         if not task.cancelled():
             task.exception()  # looked at, whoever did before
+
+
+def failing(operation: str, fault: memory_kinesis.Fault, stream: str = "") -> memory_kinesis.Plan:
+    """Every such call goes wrong."""
+    return lambda call: (
+        fault if call.operation == operation and stream in ("", call.stream) else memory_kinesis.NO_FAULT
+    )
+
+
+UNAVAILABLE = memory_kinesis.Fault(failure=memory_kinesis.UNAVAILABLE)
+THROTTLED = memory_kinesis.Fault(failure=memory_kinesis.THROTTLED)

@@ -24,8 +24,8 @@ from fleet_operator import (
 )
 from fleet_operator.acting import End
 from fleet_operator.actions import Plan
-from tests.unit import test_operator_plan as scenes
-from tests.unit import test_operator_resources as objects
+from tests.support import operator_cluster as scenes
+from tests.support import operator_objects as objects
 
 NOW_MS = scenes.NOW_MS
 

@@ -1,4 +1,4 @@
-"""What the scenes of test_operator_plan pass over: one fact each."""
+"""What the scenes of the plan's own tests pass over: one fact each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fleet_operator import actions, ending, history, naming, observed, plan, status, workers
-from tests.unit import test_operator_plan as scenes
-from tests.unit import test_operator_resources as objects
+from tests.support import operator_cluster as scenes
+from tests.support import operator_objects as objects
 
 OTHER_IMAGE = "registry.example/fleet-twin:2"
 

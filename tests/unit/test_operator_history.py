@@ -12,7 +12,7 @@ import pytest
 
 from fleet_model import generations, packed_generations, rules
 from fleet_operator import history
-from tests.unit import test_operator_resources as objects
+from tests.support import operator_objects as objects
 
 
 def fleet(threshold: float = 60.0, profiles: int = 0) -> Any:

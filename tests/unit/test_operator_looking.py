@@ -10,9 +10,9 @@ import pytest
 from fleet_model import twin_partition, twin_partition_document
 from fleet_operator import cache, errors, kinds, looking, naming, observed, stream_watch, workers
 from fleet_operator.kinds import FleetKey
+from tests.support import operator_cluster as scenes
+from tests.support import operator_objects as objects
 from tests.support.set_clock import SetClock
-from tests.unit import test_operator_plan as scenes
-from tests.unit import test_operator_resources as objects
 
 FLEET: FleetKey = ("depot", "trucks")
 

@@ -9,7 +9,7 @@ import prometheus_client
 
 from fleet_operator import main
 from fleet_operator.adapters import streams
-from tests.unit import test_operator_resources as objects
+from tests.support import operator_objects as objects
 
 
 def test_who_has_lost_the_lease_says_nothing_more_of_fleets() -> None:

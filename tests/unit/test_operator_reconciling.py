@@ -21,8 +21,8 @@ from fleet_operator import (
     triggers,
 )
 from fleet_operator.metrics import Metrics
+from tests.support import operator_cluster as scenes
 from tests.unit import test_operator_acting as slow
-from tests.unit import test_operator_plan as scenes
 
 FLEET = ("depot", "trucks")
 

@@ -6,26 +6,16 @@ import copy
 import dataclasses
 import json
 import os
-import pathlib
 import re
 from typing import Any
 
 import pytest
 import yaml
 
-from fleet_model import hashing, parse, sections, spec, twin_partition
+from fleet_model import hashing, sections, spec, twin_partition
 from fleet_operator import naming, overlay, pod_template, resources
 from tests.support import pod_security
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "operator"
-OWNER = naming.Owner("trucks", "8d6c2a5e-0000-4000-8000-000000000001", 3)
-DEFAULTS = pod_template.Defaults("registry.example/fleet-twin:1")
-
-
-def fleet(name: str = "minimal", **changes: Any) -> spec.FleetSpec:
-    document = yaml.safe_load((GOLDEN / f"{name}.fleet.yaml").read_text())
-    document["spec"].update(changes)
-    return parse.parse(document)
+from tests.support.operator_objects import DEFAULTS, GOLDEN, OWNER, fleet
 
 
 def built(of: spec.FleetSpec) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,8 @@ from fleet_model import hashing, parse, partition
 from fleet_operator import errors, stream_watch
 from fleet_operator.adapters import streams
 from fleet_operator.kinds import FleetKey
+from tests.support import operator_cluster as scenes
 from tests.support import virtual_time
-from tests.unit import test_operator_plan as scenes
 
 FLEET: FleetKey = ("depot", "trucks")
 SHARD = partition.Shard("shardId-0", hashing.HashKeyRange())
