@@ -18,7 +18,6 @@ from tests.support import aws_env, charts, server_process, worker_process
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 TRY_S_MAX = 120
-STARTS_MAX = 3
 CREDENTIALS = charts.one(charts.example("try-out.yaml"), "Secret")["stringData"]
 
 
@@ -30,21 +29,13 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     script.write_text(charts.one(documents, "ConfigMap", "emulator")["data"]["emulator.py"], encoding="utf-8")
     container = charts.one(documents, "Deployment", "emulator")["spec"]["template"]["spec"]["containers"][0]
     told = {entry["name"]: entry["value"] for entry in container["env"] if entry["name"] != "HOME"}
-    for attempt in range(1, STARTS_MAX + 1):
-        port = server_process.free_port()
+
+    def start(port: int) -> server_process.ServerProcess:
         environment = aws_env.environment(**CREDENTIALS, **told, HOST="127.0.0.1", PORT=str(port))
-        process = server_process.ServerProcess([sys.executable, str(script)], environment)
-        try:
-            try:
-                process.wait_until_it_answers(port, "/moto-api/")
-            except server_process.ServerFailedError:
-                if attempt == STARTS_MAX:
-                    raise
-                continue
-            yield f"http://127.0.0.1:{port}"
-            return
-        finally:
-            process.stop()
+        return server_process.ServerProcess([sys.executable, str(script)], environment)
+
+    with server_process.at_a_port(start, "/moto-api/") as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 async def test_its_fleet_answers_hot_records(emulator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

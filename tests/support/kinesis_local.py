@@ -14,7 +14,6 @@ from pathlib import Path
 from tests.support import aws_env, node, server_process
 
 VERSION = "0.6.2"
-STARTS_MAX = 3
 AT_ONCE = "0ms"
 _DURATIONS = ("CREATE_STREAM", "DELETE_STREAM", "SPLIT_SHARD", "MERGE_SHARDS", "UPDATE_SHARD_COUNT")
 
@@ -37,9 +36,8 @@ def running(shard_limit: int = 200, address: str = "127.0.0.1") -> Iterator[str]
     second."""
     package = installed()
     program = node.find().node
-    for attempt in range(1, STARTS_MAX + 1):
-        # It can't tell a port that it chose by itself, so one is chosen here; someone else may be quicker.
-        port = server_process.free_port()
+
+    def start(port: int) -> server_process.ServerProcess:
         settings = {f"{name}_DURATION": AT_ONCE for name in _DURATIONS} | {
             "KINESIS_MOCK_PLAIN_PORT": str(port),
             "KINESIS_MOCK_TLS_PORT": str(server_process.free_port()),
@@ -47,15 +45,7 @@ def running(shard_limit: int = 200, address: str = "127.0.0.1") -> Iterator[str]
             "SHARD_LIMIT": str(shard_limit),
             "LOG_LEVEL": "ERROR",
         }
-        process = server_process.ServerProcess([program, str(package / "main.js")], aws_env.environment(**settings))
-        try:
-            try:
-                process.wait_until_it_answers(port, "/healthcheck")
-            except server_process.ServerFailedError:
-                if attempt == STARTS_MAX:
-                    raise
-                continue
-            yield f"http://{address}:{port}"
-            return
-        finally:
-            process.stop()
+        return server_process.ServerProcess([program, str(package / "main.js")], aws_env.environment(**settings))
+
+    with server_process.at_a_port(start, "/healthcheck") as port:
+        yield f"http://{address}:{port}"

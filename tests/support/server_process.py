@@ -11,11 +11,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.support import orphans
 
+STARTS_MAX = 3
 START_S_MAX = 60.0
 STOP_S_MAX = 10.0
 
@@ -93,3 +94,23 @@ class ServerProcess:
                 self._process.wait()
         self._output.close()
         self._folder.cleanup()
+
+
+@contextlib.contextmanager
+def at_a_port(start: Callable[[int], ServerProcess], path: str, address: str = "127.0.0.1") -> Iterator[int]:
+    """A server that can't tell a port that it chose by itself: one is chosen here, and another one when somebody else was quicker. The
+    port, once it answers. start: begins it with that port. Raises ServerFailedError."""
+    for attempt in range(1, STARTS_MAX + 1):
+        port = free_port()
+        process = start(port)
+        try:
+            try:
+                process.wait_until_it_answers(port, path, address)
+            except ServerFailedError:
+                if attempt == STARTS_MAX:
+                    raise
+                continue
+            yield port
+            return
+        finally:
+            process.stop()

@@ -16,7 +16,6 @@ from tests.support import aws_env, go_tools, server_process
 
 NAME = "versitygw"
 VERSION = go_tools.TOOLS[NAME].version
-STARTS_MAX = 3
 
 
 def installed() -> Path:
@@ -45,25 +44,14 @@ def running(address: str = "127.0.0.1") -> Iterator[str]:
         root.mkdir()
         sidecar.mkdir()
         options = [] if _has_attributes(root) else ["--sidecar", str(sidecar)]
-        for attempt in range(1, STARTS_MAX + 1):
-            # It can't tell a port that it chose by itself, so one is chosen here; someone else may be quicker.
-            port = server_process.free_port()
-            process = server_process.ServerProcess(
-                [
-                    *(str(program), "--access", "test", "--secret", "test", "--region", aws_env.REGION),
-                    *("--port", f"{address}:{port}", "--health", "/healthz", "--quiet"),
-                    *("posix", *options, str(root)),
-                ],
-                aws_env.environment(),
-            )
-            try:
-                try:
-                    process.wait_until_it_answers(port, "/healthz", address)
-                except server_process.ServerFailedError:
-                    if attempt == STARTS_MAX:
-                        raise
-                    continue
-                yield f"http://{address}:{port}"
-                return
-            finally:
-                process.stop()
+
+        def start(port: int) -> server_process.ServerProcess:
+            command = [
+                *(str(program), "--access", "test", "--secret", "test", "--region", aws_env.REGION),
+                *("--port", f"{address}:{port}", "--health", "/healthz", "--quiet"),
+                *("posix", *options, str(root)),
+            ]
+            return server_process.ServerProcess(command, aws_env.environment())
+
+        with server_process.at_a_port(start, "/healthz", address) as port:
+            yield f"http://{address}:{port}"
