@@ -20,6 +20,7 @@ from fleet_cli import console
 
 TIMEOUT_S = 10.0
 ANSWER_BYTES_MAX = 64 * 2**20
+STARTING = "urn:fleet-twin:problem:starting"
 URL_DEFAULT = "http://127.0.0.1:8080"
 
 Json = dict[str, Any]
@@ -84,6 +85,20 @@ class UnreachableError(Exception):
         )
 
 
+class StartingError(UnreachableError):
+    """A worker is there, and not so far yet that it knows anything. problem: its own words."""
+
+    def __init__(self, url: str, problem: Json) -> None:
+        super().__init__(url, str(problem.get("detail") or "it starts"))
+        self.problem = problem
+
+    def tell(self) -> NoReturn:
+        console.fail(
+            f"{self.url}: {self.reason}.\nAsk again in a moment; {self.url.rstrip('/')}/readyz tells what it waits for.",
+            console.EXIT_NOT_READY,
+        )
+
+
 def ask(url: str, path: str, parameters: Json | None = None) -> Json:
     """GET as JSON. Ends the command when there is no good answer. A worker that says who else has it is believed once, if that one's
     address is known."""
@@ -114,7 +129,10 @@ def get(url: str, path: str, parameters: Json | None = None) -> Json:
         with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
             body = answer.read(ANSWER_BYTES_MAX)
     except urllib.error.HTTPError as error:
-        raise RefusedError(url, error.code, error.reason, _problem(error)) from error
+        problem = _problem(error)
+        if problem.get("type") == STARTING:
+            raise StartingError(url, problem) from error
+        raise RefusedError(url, error.code, error.reason, problem) from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise UnreachableError(url, getattr(error, "reason", error)) from error
     try:

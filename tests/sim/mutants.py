@@ -34,7 +34,7 @@ from fleet_worker import (
 )
 from fleet_worker.adapters import memory_store
 from fleet_worker.core import claims, clock, commits, effects, watch
-from tests.sim import schedule, world
+from tests.sim import schedule, serving, world
 from tests.sim.schedule import Kind
 
 SEEDS_MAX = 150
@@ -55,6 +55,8 @@ class Bug:
 
 
 def instead(owner: Any, name: str, wrong: Any) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Fails at once, for every bug, when what it replaces has moved elsewhere."""
+    getattr(owner, name)
     return lambda: mock.patch.object(owner, name, wrong)
 
 
@@ -243,7 +245,7 @@ BUGS: dict[str, Bug] = {
     "manifests are written without a condition": Bug(
         around(custody.Manifests, "write", writes_without_condition), (Kind.PAUSE, Kind.TWIN, Kind.STORM)
     ),
-    "a start uses the nonce of the one before": Bug(instead(world, "new_nonce", same_nonce_again), DEATHS),
+    "a start uses the nonce of the one before": Bug(instead(serving, "new_nonce", same_nonce_again), DEATHS),
     "after a standstill it publishes at once": Bug(
         instead(watch.Watch, "is_sure", lambda self, now_s: True), (Kind.PAUSE, Kind.PAUSE, Kind.KINESIS_AWAY)
     ),

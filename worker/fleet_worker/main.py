@@ -27,6 +27,7 @@ from fleet_worker import (
     retries,
     supervisor,
     surroundings,
+    waits,
 )
 from fleet_worker.adapters import clock as clocks
 from fleet_worker.adapters import (
@@ -113,18 +114,27 @@ async def run(options: Options) -> int:
 
 async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Event) -> None:
     """Startup, run, shutdown. has_started is set once partitions may have begun."""
-    async with contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as serving, contextlib.AsyncExitStack() as stack:
         clock = stack.enter_context(clocks.RealClock())
         measured = metrics.Metrics()
-        fleet, folder, ordered = await _orders(stack, options, measured, clock)
+        startup = waits.Waits(clock)
+        api = app.Api(None, measured, clock, lambda: startup.now)
+        # Before anything is asked for that may be away for long: who waits is alive.
+        host, port = await _served(serving, api, options)
+        log.info("starting; http://%s:%d/readyz tells what it waits for", host, port)
+        startup.step("its fleet")
+        fleet, folder, ordered = await _orders(stack, options, measured, clock, startup)
         on_retry = retries.Retries(clock, measured)
         connection = await stack.enter_async_context(kinesis.KinesisConnection.open(fleet.aws, on_retry=on_retry))
         telemetry = fleet.streams.telemetry
         stream = connection.stream(telemetry.arn or telemetry.stream_name, clock)
+        startup.step("the bucket")
         checkpoints, probing = await _checkpoints(stack, fleet, folder, clock, measured)
         keeper = ordered.keeper if checkpoints is None else fleet_start.InBucket(checkpoints.objects)
+        startup.step(f"Kinesis, and the start of the stream {telemetry.stream_name}")
         start = await fleet_start.settled(keeper, telemetry, stream)
         retention_ms = await stream.retention_ms()
+        startup.step("the fleet's rules")
         generations = await ordered.generations(stream, retention_ms)
         around = surroundings.Surroundings(
             clock=clock,
@@ -147,13 +157,7 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             barred=_barred(options, fleet),
         )
         worker = supervisor.Supervisor(around, local, generations)
-        api = app.Api(worker, measured, clock)
-        try:
-            host, port = await stack.enter_async_context(app.serve(api, options.host, options.port))
-        except OSError as error:
-            raise errors.FleetTwinError(
-                f"port {options.port} on {options.host} can't be used ({error.strerror}); give another with --port"
-            ) from error
+        api.worker = worker
         log.info("fleet %s: twins at http://%s:%d/v1/twins", worker.fleet, host, port)
         has_started.set()
         ordering = ordered.follow(around, worker, f"http://{host}:{port}")
@@ -169,14 +173,29 @@ async def _work(options: Options, stop: asyncio.Event, has_started: asyncio.Even
             stop.set()
             following.cancel()
             await asyncio.wait((following, working))
+            await serving.aclose()  # before the folder is let go: whoever takes that needs the port
+
+
+async def _served(stack: contextlib.AsyncExitStack, api: app.Api, options: Options) -> tuple[str, int]:
+    """Until the stack ends. The address. Raises FleetTwinError."""
+    try:
+        return await stack.enter_async_context(app.serve(api, options.host, options.port))
+    except OSError as error:
+        raise errors.FleetTwinError(
+            f"port {options.port} on {options.host} can't be used ({error.strerror}); give another with --port"
+        ) from error
 
 
 async def _orders(
-    stack: contextlib.AsyncExitStack, options: Options, measured: metrics.Metrics, clock: clocks.RealClock
+    stack: contextlib.AsyncExitStack,
+    options: Options,
+    measured: metrics.Metrics,
+    clock: clocks.RealClock,
+    startup: waits.Waits,
 ) -> tuple[spec.FleetSpec, local_folder.LocalFolder, orders.Orders]:
     """The fleet, its folder here, and whom this worker listens to."""
     if options.pod is not None:
-        opening = kubernetes_control.KubernetesControl.open(options.pod.access, options.pod.fleet, clock)
+        opening = kubernetes_control.KubernetesControl.open(options.pod.access, options.pod.fleet, clock, startup)
         control = await stack.enter_async_context(opening)
         fleet = await control.spec()
         folder = stack.enter_context(await clock.in_thread(functools.partial(_folder, options, fleet)))

@@ -44,13 +44,12 @@ class PodOrders:
 
     async def generations(self, stream: ports.Stream, retention_ms: int) -> Sequence[rules.RulesGeneration]:
         """Waits for the operator to have stamped the first."""
-        waits = kubernetes_control.Waits(self._clock)
         async with contextlib.aclosing(self._control.rules.follow()) as following:
             first = asyncio.ensure_future(anext(following))
             try:
                 while not (await asyncio.wait((first,), timeout=1.0))[0]:
                     trouble = self._control.rules.trouble
-                    waits.tell(trouble or "the fleet's first rules generation, which the operator stamps")
+                    self._control.waits.tell(trouble or "the fleet's first rules generation, which the operator stamps")
                 return first.result()
             finally:
                 first.cancel()

@@ -13,14 +13,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from fleet_model import parse, rules, sections, spec, twin_partition, twin_partition_document
-from fleet_worker import control_plane, errors, ports
+from fleet_worker import control_plane, errors, ports, waits
 from fleet_worker.adapters import kubernetes_api, kubernetes_rules, kubernetes_watch
 
 log = logging.getLogger(__name__)
 
 API = f"/apis/{parse.API_VERSION}/namespaces"
 FLEET_LABEL = "fleettwin.io/fleet"
-WAITS_TOLD_EVERY_S = 30.0
 _DEFINITIONS = (
     "are the cluster's definitions of this version? `kubectl apply --server-side -f crds/`, or upgrade the chart"
 )
@@ -43,10 +42,13 @@ class Fleet:
 
 
 class KubernetesControl:
-    """What a pod needs of control_plane.ForWorkers, for the one worker in it."""
+    """What a pod needs of control_plane.ForWorkers, for the one worker in it. waits: where it says what it waits for."""
 
-    def __init__(self, api: kubernetes_api.KubernetesApi, fleet: Fleet, clock: ports.Clock) -> None:
+    def __init__(
+        self, api: kubernetes_api.KubernetesApi, fleet: Fleet, clock: ports.Clock, startup: waits.Waits | None = None
+    ) -> None:
         self.fleet = fleet
+        self.waits = startup or waits.Waits(clock)
         self._api = api
         self._clock = clock
         self._folder = f"{API}/{fleet.namespace}"
@@ -55,10 +57,10 @@ class KubernetesControl:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, access: kubernetes_api.Access, fleet: Fleet, clock: ports.Clock
+        cls, access: kubernetes_api.Access, fleet: Fleet, clock: ports.Clock, startup: waits.Waits | None = None
     ) -> AsyncIterator[KubernetesControl]:
         async with kubernetes_api.KubernetesApi.open(access, clock) as api:
-            control = cls(api, fleet, clock)
+            control = cls(api, fleet, clock, startup)
             try:
                 yield control
             finally:
@@ -68,17 +70,16 @@ class KubernetesControl:
         """The fleet's, with the default rules: a worker judges by generations only. Waits for a fleet that can be read, and says what it
         waits for."""
         backoff = kubernetes_watch.Backoff()
-        waits = Waits(self._clock)
         path = f"{self._folder}/devicefleets/{self.fleet.name}"
         while True:
             try:
                 return readable(await self._api.get(path))
             except kubernetes_api.NotFoundError as error:
-                waits.tell(f"the fleet {self.fleet.namespace}/{self.fleet.name}, which isn't there: {error}")
+                self.waits.tell(f"the fleet {self.fleet.namespace}/{self.fleet.name}, which isn't there: {error}")
             except errors.ControlPlaneUnavailableError as error:
-                waits.tell(f"the API server: {error}")
+                self.waits.tell(f"the API server: {error}")
             except sections.InvalidFleetError as error:
-                waits.tell(f"a fleet that can be read: {error}")
+                self.waits.tell(f"a fleet that can be read: {error}")
             await self._clock.sleep(backoff.next_s())
 
     def ownership(self, worker: str) -> KubernetesOwnership:
@@ -180,21 +181,6 @@ class Partitions:
             if before is None or before[2] != mistake:
                 log.error("%s", mistake)
             return found, before[1] if before is not None else None, mistake
-
-
-class Waits:
-    """Says what is waited for: when that is something else, and now and then."""
-
-    def __init__(self, clock: ports.Clock) -> None:
-        self._clock = clock
-        self._told = ""
-        self._told_at = 0.0
-
-    def tell(self, what: str) -> None:
-        now = self._clock.monotonic()
-        if what != self._told or now - self._told_at >= WAITS_TOLD_EVERY_S:
-            log.warning("waiting for %s", what)
-            self._told, self._told_at = what, now
 
 
 def readable(document: kubernetes_api.Json) -> spec.FleetSpec:

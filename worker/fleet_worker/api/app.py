@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import orjson
@@ -47,10 +47,17 @@ INDEX = """Fleet Twin, worker API (answers to GET)
 
 
 class Api:
-    """The handlers, over one worker."""
+    """The handlers, over one worker. worker: None while it starts; waits_for: what for, as long as that lasts."""
 
-    def __init__(self, worker: directory.WorkerView, measured: metrics.Metrics, clock: ports.Clock) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        worker: directory.WorkerView | None,
+        measured: metrics.Metrics,
+        clock: ports.Clock,
+        waits_for: Callable[[], str] = lambda: "the start of its process",
+    ) -> None:
+        self.worker = worker
+        self._waits_for = waits_for
         self._metrics = measured
         self._clock = clock
         self._lists = queries.Gate()
@@ -80,18 +87,18 @@ class Api:
     async def twin(self, request: web.Request) -> web.Response:
         parameters.read(request, {})
         device_id = parameters.device_id(request, TWIN_PREFIX)
-        return _json(await queries.twin(self._worker, device_id))
+        return _json(await queries.twin(self._started(), device_id))
 
     async def twins(self, request: web.Request) -> web.Response:
         values = parameters.read(request, parameters.TWINS)
         async with self._lists.passing():
-            return _json(await queries.twins(self._worker, parameters.wanted(values), parameters.paging(values)))
+            return _json(await queries.twins(self._started(), parameters.wanted(values), parameters.paging(values)))
 
     async def alerts(self, request: web.Request) -> web.Response:
         values = parameters.read(request, {"trigger": parameters.alert, **parameters.PAGING})
         flags = values.get("trigger", parameters.ALERT_FLAGS["any"])
         async with self._lists.passing():
-            return _json(await queries.alerts(self._worker, flags, parameters.paging(values)))
+            return _json(await queries.alerts(self._started(), flags, parameters.paging(values)))
 
     async def dead_letters(self, request: web.Request) -> web.Response:
         values = parameters.read(
@@ -99,28 +106,35 @@ class Api:
         )
         limit = values.get("limit", parameters.LIMIT_DEFAULT)
         async with self._lists.passing():
-            answer = await queries.dead_letters(self._worker, limit, values.get("reason"), values.get("partial", False))
-            return _json(answer)
+            is_partial = values.get("partial", False)
+            return _json(await queries.dead_letters(self._started(), limit, values.get("reason"), is_partial))
 
     async def status(self, request: web.Request) -> web.Response:
         parameters.read(request, {})
-        return _json(await queries.status(self._worker, self._clock.wall_ms()))
+        return _json(await queries.status(self._started(), self._clock.wall_ms()))
 
     async def healthz(self, request: web.Request) -> web.Response:
         """That this answers at all is the message."""
         return _json({"status": "alive"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        reasons = queries.unready(self._worker)
+        reasons = [f"it waits for {self._waits_for()}"] if self.worker is None else queries.unready(self.worker)
         answer = {"status": "not ready" if reasons else "ready", "not_ready_because": reasons}
         return _json(answer, status=503 if reasons else 200)
 
     async def metrics(self, request: web.Request) -> web.Response:
         async with self._scrapes.passing():
-            await scrape.refresh(self._worker, self._metrics, self._clock.wall_ms())
+            if self.worker is not None:
+                await scrape.refresh(self.worker, self._metrics, self._clock.wall_ms())
             encode, content_type = prometheus_client.exposition.choose_encoder(request.headers.get("Accept", ""))
             body = await self._clock.in_thread(lambda: encode(self._metrics.registry))
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _started(self) -> directory.WorkerView:
+        """Raises problems.ProblemError."""
+        if self.worker is None:
+            raise problems.starting(self._waits_for())
+        return self.worker
 
     async def watch_loop(self) -> None:
         await loop_watch.watch(self._clock, self._metrics)

@@ -82,6 +82,17 @@ def not_served(owner: directory.Owner, what: str) -> ProblemError:
     )
 
 
+def starting(waits_for: str) -> ProblemError:
+    """Nothing is known of any partition yet."""
+    return ProblemError(
+        503,
+        "starting",
+        f"this worker starts, and waits for {waits_for}",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+        remedy="ask again after Retry-After; its log says since when it waits",
+    )
+
+
 def too_many_questions() -> ProblemError:
     return ProblemError(
         503,
