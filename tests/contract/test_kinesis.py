@@ -1,5 +1,7 @@
 """One contract for every Kinesis that Fleet Twin is run on: in memory, moto's server, kinesis-local.
 
+The one in memory is tried twice: called, and behind HTTP as tests of whole fleets have it.
+
 What the tests ask for is what the service does by its API reference. Where an emulator differs, its flag in
 tests/support/kinesis_endpoints.py says so and the test checks the difference too, so that this table stays true:
 
@@ -36,10 +38,16 @@ from fleet_model import hashing, partition, spec
 from fleet_worker import errors
 from fleet_worker.adapters import kinesis_api, kinesis_source
 from fleet_worker.core import effects, records
-from tests.support import aws_env, kinesis_endpoints, kinesis_local, moto_server, node
+from tests.support import aws_env, kinesis_endpoints, kinesis_local, memory_kinesis_server, moto_server, node
 
 READ_S_MAX = 20.0
 FIRST = "shardId-000000000000"
+
+
+@pytest.fixture(scope="module")
+def memory_url() -> Iterator[str]:
+    with memory_kinesis_server.running() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +69,7 @@ def kinesis_local_url() -> Iterator[str]:
 @pytest.fixture(
     params=[
         "memory",
+        pytest.param("memory-over-http", marks=pytest.mark.processes),
         pytest.param("moto", marks=pytest.mark.processes),
         pytest.param("kinesis-local", marks=pytest.mark.processes),
     ]
@@ -72,6 +81,8 @@ async def endpoint(
     match request.param:
         case "memory":
             opened = kinesis_endpoints.memory()
+        case "memory-over-http":
+            opened = kinesis_endpoints.at(request.getfixturevalue("memory_url"), kinesis_endpoints.MEMORY_OVER_HTTP)
         case "moto":
             opened = kinesis_endpoints.at(request.getfixturevalue("moto_url"), kinesis_endpoints.MOTO)
         case _:

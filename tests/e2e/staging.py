@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from aiobotocore import session as aio_session
 
 from tests.e2e import operators, providers, scene
-from tests.support import aws_env, go_tools, kinesis_local, versitygw
+from tests.support import aws_env, go_tools, kinesis_local, memory_kinesis_server, versitygw
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def with_processes(cluster: providers.Cluster, folder: Path) -> Iterator[scene.S
     """The operator as a process beside the test. Needs aws_env.apply(). Raises node.NoNodeError, go_toolchain.NoGoError where emulators can't
     be had."""
     folder.mkdir(parents=True, exist_ok=True)
-    with kinesis_local.running() as kinesis_url, versitygw.running() as store_url:
+    with _kinesis() as kinesis_url, versitygw.running() as store_url:
         asyncio.run(_make_bucket(store_url))
         environment = {
             "AWS_ENDPOINT_URL_KINESIS": kinesis_url,
@@ -42,7 +43,7 @@ def with_chart(cluster: providers.Cluster, image: str, folder: Path) -> Iterator
     folder.mkdir(parents=True, exist_ok=True)
     helm = go_tools.program("helm-3")
     with (
-        kinesis_local.running(address=cluster.address) as kinesis_url,
+        _kinesis(cluster.address) as kinesis_url,
         versitygw.running(cluster.address) as store_url,
     ):
         asyncio.run(_make_bucket(store_url))
@@ -52,6 +53,16 @@ def with_chart(cluster: providers.Cluster, image: str, folder: Path) -> Iterator
             yield scene.Stage(cluster, operator, kinesis_url, store_url, folder)
         finally:
             operator.uninstall()
+
+
+def _kinesis(address: str = "127.0.0.1") -> contextlib.AbstractContextManager[str]:
+    match os.environ.get("FLEET_TWIN_E2E_KINESIS", "memory"):
+        case "memory":
+            return memory_kinesis_server.running(address)
+        case "kinesis-local":
+            return kinesis_local.running(address=address)
+        case other:
+            raise AssertionError(f"FLEET_TWIN_E2E_KINESIS is {other!r}: memory or kinesis-local")
 
 
 async def _make_bucket(store_url: str) -> None:

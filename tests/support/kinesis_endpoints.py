@@ -19,7 +19,7 @@ from aiobotocore import session as aio_session
 from fleet_model import spec
 from fleet_worker import ports
 from fleet_worker.adapters import clock, kinesis, kinesis_api, kinesis_sink, kinesis_source, memory_kinesis
-from tests.support import aws_env
+from tests.support import aws_env, memory_kinesis_server
 
 QUICK = kinesis_source.Pacing(idle_s=0.02, calls_per_second=100.0, bytes_per_second=1e9)
 ACTIVE_S_MAX = 20.0
@@ -141,6 +141,7 @@ async def at(endpoint_url: str, behaviour: Behaviour) -> AsyncIterator[Endpoint]
             yield Endpoint(connection, ClientAdmin(client), real, behaviour)
 
 
+MEMORY_OVER_HTTP = Behaviour(arn=memory_kinesis_server.ARN)
 MOTO = Behaviour(
     ends_closed_shards=False,
     moves_records_when_merging=True,
