@@ -101,7 +101,8 @@ def _base(fleet: spec.FleetSpec, defaults: Defaults) -> Manifest:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "topologySpreadConstraints": [_spread(fleet, key) for key in ("topology.kubernetes.io/zone", _NODE)],
+        "affinity": {"podAntiAffinity": _apart_by_node(fleet)},
+        "topologySpreadConstraints": [_spread(fleet)],
         "containers": [_container(fleet, defaults)],
         "volumes": [
             {"name": TOKEN_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -123,17 +124,24 @@ def _base(fleet: spec.FleetSpec, defaults: Defaults) -> Manifest:
     }
 
 
-_NODE = "kubernetes.io/hostname"
-
-
-def _spread(fleet: spec.FleetSpec, key: str) -> Manifest:
-    """Rather unevenly than not at all: a worker that can't be placed serves nobody."""
+def _spread(fleet: spec.FleetSpec) -> Manifest:
+    """Over zones, and rather unevenly than not at all: a worker that can't be placed serves nobody."""
     return {
-        "topologyKey": key,
+        "topologyKey": "topology.kubernetes.io/zone",
         "maxSkew": 1,
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": naming.selector(fleet.name)},
     }
+
+
+def _apart_by_node(fleet: spec.FleetSpec) -> Manifest:
+    """Over nodes. Not by a second constraint: the scheduler scores nothing on nodes that lack the key of any of them, and many clusters
+    have no zones (kubernetes, pkg/scheduler/framework/plugins/podtopologyspread/scoring.go)."""
+    term = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": naming.selector(fleet.name)},
+    }
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
 
 
 def _container(fleet: spec.FleetSpec, defaults: Defaults) -> Manifest:
@@ -158,8 +166,8 @@ def _container(fleet: spec.FleetSpec, defaults: Defaults) -> Manifest:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # It answers once its streams and its bucket answered: 5 min for these, then it is tried from the beginning.
-        "startupProbe": _probe("/healthz", every_s=2, within_s=3, times=150),
+        # It answers as soon as its modules are loaded, whatever it then waits for; a minute is for a very busy node.
+        "startupProbe": _probe("/healthz", every_s=2, within_s=3, times=30),
         # A loop that stood still for 20 s doesn't come back; the disk stays, and so do the partitions.
         "livenessProbe": _probe("/healthz", every_s=5, within_s=5, times=4),
         "readinessProbe": _probe("/readyz", every_s=2, within_s=3, times=2),

@@ -196,9 +196,13 @@ def test_the_try_is_a_command_with_these_options() -> None:
 def test_two_operators_are_spread_and_replaced_one_by_one() -> None:
     single, several = (charts.one(charts.rendered(*values), "Deployment")["spec"] for values in ((), EVERYTHING))
     assert single["strategy"] == {"type": "Recreate"}
-    assert "topologySpreadConstraints" not in single["template"]["spec"]
+    assert not {"topologySpreadConstraints", "affinity"} & set(single["template"]["spec"])
     assert several["strategy"] == {"type": "RollingUpdate"}
-    assert len(several["template"]["spec"]["topologySpreadConstraints"]) == 2
+    spec = several["template"]["spec"]
+    keys = [entry["topologyKey"] for entry in spec["topologySpreadConstraints"]]
+    assert keys == ["topology.kubernetes.io/zone"], "nodes that lack a key of any constraint are spread over by none"
+    (apart,) = spec["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
     assert several["template"]["spec"]["priorityClassName"] == "p"
 
 

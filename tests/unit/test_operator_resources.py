@@ -244,7 +244,6 @@ def test_a_template_is_laid_over_field_by_field_and_lists_by_their_keys() -> Non
     assert laid["containers"][0]["env"][-1]["name"] == "SSL_CERT_FILE"
     assert [each["whenUnsatisfiable"] for each in laid["topologySpreadConstraints"]] == [
         "ScheduleAnyway",
-        "ScheduleAnyway",
         "DoNotSchedule",
     ]
     assert laid["tolerations"] == [{"key": "dedicated", "operator": "Equal", "value": "fleet", "effect": "NoSchedule"}]
