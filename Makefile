@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sim sim-mutants e2e bench proto crds chart image requirements clean
+.PHONY: help setup parts demo test lint sim sim-mutants e2e bench proto crds chart image requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,22 +33,23 @@ sim: setup ## seeded runs in virtual time, of a pipeline and of whole fleets, wi
 sim-mutants: setup ## plants bugs in the production code, one at a time, and looks whether the simulator finds them
 	@$(VENV)/bin/python -m tests.sim.mutants
 
-# What a machine lacks for the cluster is told twice: here, and as the reason of each test that is skipped for it.
-e2e: setup ## a whole Kubernetes cluster made on this machine (Debian, root; docs/testing.md), real workers, real emulators
+# What these take is made before anything is timed. What a machine lacks for the cluster is told twice: here, and as the reason of each
+# test that is skipped for it.
+parts: setup
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
 	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
 	@$(VENV)/bin/python -m tests.support.go_tools >/dev/null
 	@tests/e2e/packages.sh && $(VENV)/bin/python -m tests.e2e.images >/dev/null || echo "fleet-twin: going on without a cluster" >&2
-	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster" $(PYTEST_ARGS)
+
+e2e: parts ## a whole Kubernetes cluster made on this machine (Debian, root; docs/testing.md), real workers, real emulators
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster or played" $(PYTEST_ARGS)
 
 # What only computes runs on every core; what starts processes of its own, one after the other, since it is timed by the clock.
-test: lint ## lint, then every test that this machine can run [PYTEST_ARGS=…]
-	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
-	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
-	@$(VENV)/bin/python -m tests.support.go_tools >/dev/null
+test: lint parts ## lint, then every test that this machine can run, the cluster's too [PYTEST_ARGS=…]
 ifeq ($(strip $(PYTEST_ARGS)),)
-	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes and not cluster"
-	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m "processes and not cluster"
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes and not cluster and not played"
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m "processes and not cluster and not played"
+	@$(VENV)/bin/python -m pytest -m "cluster and not played"
 else
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 endif

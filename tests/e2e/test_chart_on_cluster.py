@@ -61,7 +61,7 @@ async def test_an_upgrade_with_other_definitions_keeps_fleets_running(
     await asyncio.to_thread(operator.install, chart)
     explained = await a_scene.kubectl("explain", f"devicefleet.spec.{FIELD}")
     assert "Of a later version" in explained
-    await when.the_fleet_is_patched(a_scene, {FIELD: "a page", "replicas": 2})
+    await when.the_fleet_is_scaled_to(a_scene, 2)
     await then.the_fleet_has_settled(a_scene, 2)
     after = await then.restarts(a_scene)
     assert {name: after[name] for name in before} == before, "the upgrade restarted workers"

@@ -15,7 +15,7 @@ from tests.e2e import artifacts, scenarios, scene, staging
 from tests.e2e.providers import processes
 from tests.support import aws_env, go_toolchain, node
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.played, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
