@@ -52,7 +52,9 @@ class Stage:
     folder: Path
     report: list[str] = dataclasses.field(default_factory=list)
 
-    async def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
+    async def kubectl(
+        self, *words: str, stdin: str | None = None, check: bool = True, seconds_max: float = KUBECTL_S_MAX
+    ) -> str:
         """What it printed. Raises KubectlError."""
         process = await asyncio.create_subprocess_exec(
             str(self.cluster.kubectl),
@@ -64,11 +66,11 @@ class Stage:
         )
         given = None if stdin is None else stdin.encode()
         try:
-            printed, errors = await asyncio.wait_for(process.communicate(given), KUBECTL_S_MAX * PATIENCE)
+            printed, errors = await asyncio.wait_for(process.communicate(given), seconds_max * PATIENCE)
         except TimeoutError:
             process.kill()
             await process.wait()
-            raise KubectlError(f"kubectl {' '.join(words)}: no answer within {KUBECTL_S_MAX * PATIENCE} s") from None
+            raise KubectlError(f"kubectl {' '.join(words)}: no answer within {seconds_max * PATIENCE} s") from None
         if check and process.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(words)}: {errors.decode()}{printed.decode()}")
         return printed.decode() + ("" if check else errors.decode())

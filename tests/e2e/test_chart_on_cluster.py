@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e import operators, scene
+from tests.e2e import images, operators, providers, scene
 from tests.e2e.steps import given, then, when
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -78,6 +78,42 @@ async def test_uninstalling_leaves_fleets_alone(a_scene: scene.Scene, operator: 
     await asyncio.to_thread(operator.install)
     await when.the_fleet_is_scaled_to(a_scene, 2)
     await then.the_fleet_has_settled(a_scene, 2)
+
+
+async def test_the_try_out_works_as_it_is(
+    stage: scene.Stage, operator: operators.OperatorPod, project_images: images.Images
+) -> None:
+    """The example's own commands, but for its namespace, which is that of the session's operator here."""
+    if providers.Ability.IMAGES not in stage.cluster.can:
+        pytest.skip(
+            f"the cluster {stage.cluster.name} takes no images from here, and this one's name is the chart's default"
+        )
+    await stage.cluster.load_image(project_images.moto.archive)
+    values = yaml.safe_load((operators.CHART / "examples" / "try-out-values.yaml").read_text())
+    await asyncio.to_thread(operator.install, **values)
+    documents = try_out_in(operators.LEASE_NAMESPACE)
+    fleet = ("devicefleet/try-out", f"--namespace={operators.LEASE_NAMESPACE}")
+    await stage.kubectl("apply", "--filename=-", stdin=documents)
+    try:
+        await stage.kubectl("wait", *fleet, "--for=condition=Ready", "--timeout=180s", seconds_max=190.0)
+        told = await asyncio.to_thread(operator.helm, "test", operators.RELEASE, "--logs", "--timeout=120s")
+        stage.report.append(f"helm test: {told}")
+        assert "Succeeded" in told, told
+        assert "cool_down" in told, told
+        await stage.kubectl("scale", *fleet, "--replicas=3")
+        await stage.kubectl(
+            "wait", *fleet, "--for=jsonpath={.status.readyReplicas}=3", "--timeout=120s", seconds_max=130.0
+        )
+    finally:
+        await stage.kubectl("delete", *fleet, "--timeout=120s", seconds_max=130.0)
+        await stage.kubectl("delete", "--filename=-", "--ignore-not-found", "--wait=false", stdin=documents)
+
+
+def try_out_in(namespace: str) -> str:
+    text = (operators.CHART / "examples" / "try-out.yaml").read_text()
+    moved = text.replace("namespace: fleet-twin\n", f"namespace: {namespace}\n")
+    moved = moved.replace("namespace: fleet-twin}", f"namespace: {namespace}}}")
+    return moved.replace("emulator.fleet-twin.svc", f"emulator.{namespace}.svc")
 
 
 def a_later_chart(folder: Path) -> Path:
