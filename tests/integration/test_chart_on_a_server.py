@@ -88,10 +88,13 @@ def is_there(server: api_servers.ApiServer, path: str) -> bool:
 def take_definitions_away(server: api_servers.ApiServer) -> None:
     """Idempotent, and with every object of them."""
     for plural in ("devicefleets", "twinpartitions"):
-        path = DEFINITION.replace("devicefleets", plural)
-        if is_there(server, path):
-            server.request("DELETE", path)
-            server.wait(lambda path=path: not is_there(server, path), f"the definition of {plural} is gone")  # type: ignore[misc]
+        take_definition_away(server, DEFINITION.replace("devicefleets", plural))
+
+
+def take_definition_away(server: api_servers.ApiServer, path: str) -> None:
+    if is_there(server, path):
+        server.request("DELETE", path)
+        server.wait(lambda: not is_there(server, path), f"{path} is gone")
 
 
 @pytest.fixture
@@ -193,10 +196,15 @@ def definitions(server: api_servers.ApiServer) -> None:
     server.apply_crds()
 
 
-@pytest.fixture(scope="module")
-def definitions_of_monitoring(server: api_servers.ApiServer) -> None:
-    """Those of the Prometheus operator: whoever asks for monitors has it."""
+@pytest.fixture
+def definitions_of_monitoring(server: api_servers.ApiServer) -> Iterator[None]:
+    """Those of the Prometheus operator: whoever asks for monitors has it. Gone afterwards: other clusters don't know it."""
     server.apply_crds(monitoring_crds.files())
+    yield
+    for plural in monitoring_crds.PLURALS:
+        group = charts.MONITORING.partition("/")[0]
+        take_definition_away(server, f"{DEFINITION.rpartition('/')[0]}/{plural}.{group}")
+    server.wait(lambda: not is_there(server, f"/apis/{charts.MONITORING}"), "monitors are unknown again")
 
 
 EVERYTHING = (
