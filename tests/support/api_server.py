@@ -28,11 +28,12 @@ FEATURES = ("kube-controller-manager", "kube-scheduler")
 class Settings:
     """How the control plane stands in its surroundings; the defaults are for 127.0.0.1.
 
-    address: where it listens. programs: of FEATURES, beside etcd and kube-apiserver.
+    address: where it listens. programs: of FEATURES, beside etcd and kube-apiserver. controllers_off: of the controller manager's.
     """
 
     address: str = "127.0.0.1"
     programs: tuple[str, ...] = ()
+    controllers_off: tuple[str, ...] = ()
 
 
 class ApiServer(kube_api.KubeApi):
@@ -76,10 +77,11 @@ class ApiServer(kube_api.KubeApi):
         config = f"--kubeconfig={self.kubeconfig_path}"
         alone = ("--leader-elect=false", "--secure-port=0", "--profiling=false")
         if "kube-controller-manager" in self._settings.programs:
+            controllers = ",".join(["*", *(f"-{name}" for name in self._settings.controllers_off)])
             self._start(
                 "kube-controller-manager",
                 [
-                    *(config, *alone, "--use-service-account-credentials=true"),
+                    *(config, *alone, "--use-service-account-credentials=true", f"--controllers={controllers}"),
                     *(f"--root-ca-file={self.ca_file}", f"--service-account-private-key-file={self._signing_key}"),
                 ],
             )
