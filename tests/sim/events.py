@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Happens = Callable[["World", Event], Awaitable[bool]]
 """Makes an event happen, to its end. False: it fell on nothing."""
+TAKEN_OVER_S = 60.0
+"""Of a worker's death. It counts as silent after 20 s; the rest is for calls that go wrong by the weather, and for looks."""
 
 
 async def _acknowledge(world: World, event: Event) -> bool:
@@ -36,15 +38,38 @@ async def _away(world: World, event: Event, leaves: memory_store.Survivor, *, lo
     worker = world.worker(event.who)
     if worker.running is None:
         return False
+    had = _named_to(world, worker)
     worker.down += 1
     world.die(worker, leaves)
     if lose_disk:
         worker.disk.lose()
         worker.disk = memory_disk.MemoryDisk()
-    await world.clock.sleep(event.seconds)
+    await world.clock.sleep(min(event.seconds, TAKEN_OVER_S))
+    if event.seconds > TAKEN_OVER_S:
+        await _others_have_taken_over(world, worker, had, event.seconds - TAKEN_OVER_S)
     worker.down -= 1
     world.start(event.who)
     return True
+
+
+async def _others_have_taken_over(world: World, dead: parts.Worker, had: set[str], rest_s: float) -> None:
+    """What the dead worker had is named to others by now, if nothing else happened meanwhile and there is anybody to name; then the rest of
+    its absence."""
+    others = [worker for worker in world.workers.values() if worker.running is not None and worker is not dead]
+    are_there = any(worker.ordinal < world.wanted for worker in others)
+    left = had & _named_to(world, dead)
+    if left and are_there and world.calm_s() >= TAKEN_OVER_S:
+        world.problem(f"{dead.name} is dead for {TAKEN_OVER_S:g} s, and still named for {', '.join(sorted(left))}")
+    await world.clock.sleep(rest_s)
+
+
+def _named_to(world: World, worker: parts.Worker) -> set[str]:
+    open_ones = {shard.shard_id for shard in world.open_shards()}
+    return {
+        shard_id
+        for shard_id, entry in world.control.state().items()
+        if shard_id in open_ones and entry.spec.worker == worker.name
+    }
 
 
 async def _stop_and_start(world: World, event: Event) -> bool:

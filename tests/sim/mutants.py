@@ -290,7 +290,7 @@ BUGS: dict[str, Bug] = {
         around(handoff, "parents_first", children_first), (*RESHARDING, Kind.CONTROL_AWAY, Kind.KINESIS_AWAY)
     ),
     "judged before the rules are known": Bug(
-        instead(orders.Controlled, "rules_known", judges_at_once), (Kind.EDIT, Kind.EDIT, Kind.PAUSE, Kind.STORM)
+        instead(orders.Controlled, "rules_known", judges_at_once), (Kind.EDIT,) * 3 + (Kind.STORM,) * 3
     ),
     "the clock moves while it is behind": Bug(
         around(clock, "after_poll", moves_while_behind), (*DEATHS, Kind.KINESIS_AWAY, Kind.PAUSE)

@@ -92,6 +92,8 @@ class World:
         self.outcome = parts.Outcome([], collections.Counter(), "")
         self.ghosts: list[parts.Running] = []
         self._stopping: list[asyncio.Task[None]] = []
+        self._troubled_at_s = 0.0
+        self._troubles = 0
         self.loop_starts = 0
 
     # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,9 +241,25 @@ class World:
             self.kinesis.put(parts.TELEMETRY, event.key, event.data, event.hash_key)
             return
         self.watch.note(str(event))
-        happened = await events.HAPPENS[event.kind](self, event)
+        if event.kind in schedule.TROUBLES:
+            with self._trouble():
+                happened = await events.HAPPENS[event.kind](self, event)
+        else:
+            happened = await events.HAPPENS[event.kind](self, event)
         if happened:
             self.outcome.seen[event.kind.value] += 1
+
+    @contextlib.contextmanager
+    def _trouble(self) -> Iterator[None]:
+        self._troubles += 1
+        self._troubled_at_s = self.clock.monotonic()
+        yield
+        self._troubles -= 1
+        self._troubled_at_s = self.clock.monotonic()
+
+    def calm_s(self) -> float:
+        """Asked while a trouble happens: for how long it has been alone; 0 = it isn't."""
+        return self.clock.monotonic() - self._troubled_at_s if self._troubles == 1 else 0.0
 
     # ── to rest, and to the end ──────────────────────────────────────────────────────────────────────────────────
 
