@@ -37,6 +37,14 @@ PATIENCE = float(os.environ.get("FLEET_TWIN_E2E_PATIENCE", "1"))
 """Factor on every deadline but those that are promises, for machines that are busy with other things."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Edit:
+    """When kubectl began with one, and when it had ended, by the wall clock, in seconds: the API server took it in between."""
+
+    began_s: float
+    ended_s: float
+
+
 class KubectlError(AssertionError):
     """It said no, or didn't answer in time."""
 

@@ -15,7 +15,7 @@ from tests.support import streams
 SETTLED_S_MAX = 180.0
 GONE_S_MAX = 120.0
 EDIT_S_MAX = 2.0
-"""From an edit to the first alert that is judged by it."""
+"""From an edit to the arrival time from which on records are judged by it."""
 QUIET = ("Progressing", "Rebalancing", "Stalled")
 """Conditions that are to be False when nothing is under way."""
 
@@ -71,8 +71,8 @@ async def twins_and_effects_equal_the_model(scene: scenes.Scene, what: str) -> N
         scene.load.start()
 
 
-async def alerts_come_by_the_new_rules(scene: scenes.Scene, edited_at: float, what: str) -> None:
-    """edited_at: when the edit was made, as when.the_fleet_is_patched tells it. Needs the load: busy devices alert all the time."""
+async def alerts_come_by_the_new_rules(scene: scenes.Scene, edit: scenes.Edit, what: str) -> None:
+    """edit: as when.the_fleet_is_patched tells it. Needs the load: busy devices alert all the time."""
     before = max(entry.generation for entry in await scene.generations())
     readers = [
         streams.Reader(scene.kinesis, scene.alerts, shard.shard_id)
@@ -83,7 +83,7 @@ async def alerts_come_by_the_new_rules(scene: scenes.Scene, edited_at: float, wh
     async def look() -> str:
         nonlocal effective_ms, found_ms, before
         newest = (await scene.generations())[-1]
-        if newest.effective_ms < edited_at * 1000:
+        if newest.effective_ms < edit.began_s * 1000:
             return "the edit isn't stamped"
         effective_ms, before = newest.effective_ms, newest.generation
         for reader in readers:
@@ -93,9 +93,10 @@ async def alerts_come_by_the_new_rules(scene: scenes.Scene, edited_at: float, wh
         return "" if found_ms else f"no alert of generation {before} yet"
 
     await scene.until(look, f"alerts after {what}", 30.0)
-    in_force_s = effective_ms / 1000 - edited_at
+    in_force_s, alert_s = effective_ms / 1000 - edit.ended_s, found_ms / 1000 - edit.ended_s
+    kubectl_s = edit.ended_s - edit.began_s
     scene.tell(
-        f"{what}: in force {in_force_s:.2f} s after kubectl began, first alert {found_ms / 1000 - edited_at:.2f} s"
+        f"{what} by kubectl in {kubectl_s:.2f} s: in force {in_force_s:.2f} s later, first alert {alert_s:.2f} s"
     )
     assert in_force_s <= EDIT_S_MAX * scenes.PATIENCE, f"{what}: in force only {in_force_s:.1f} s after the edit"
 
