@@ -42,14 +42,14 @@ parts: setup
 	@tests/e2e/packages.sh && $(VENV)/bin/python -m tests.e2e.images >/dev/null || echo "fleet-twin: going on without a cluster" >&2
 
 e2e: parts ## a whole Kubernetes cluster made on this machine (Debian, root; docs/testing.md), real workers, real emulators
-	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster or played" $(PYTEST_ARGS)
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster or e2e_only" $(PYTEST_ARGS)
 
 # What only computes runs on every core; what starts processes of its own, one after the other, since it is timed by the clock.
 test: lint parts ## lint, then every test that this machine can run, the cluster's too [PYTEST_ARGS=…]
 ifeq ($(strip $(PYTEST_ARGS)),)
-	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes and not cluster and not played"
-	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m "processes and not cluster and not played"
-	@$(VENV)/bin/python -m pytest -m "cluster and not played"
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not processes and not cluster and not e2e_only"
+	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest -m "processes and not cluster and not e2e_only"
+	@$(VENV)/bin/python -m pytest -m "cluster and not e2e_only"
 else
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 endif

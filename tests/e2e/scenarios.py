@@ -155,6 +155,37 @@ async def an_update_rolls(
     await then.twins_and_effects_equal_the_model(scene, f"a rolling update in {seconds:.1f} s")
 
 
+async def a_bad_update_is_mended_by_the_next(scene: scenes.Scene, bad: str, good: str) -> None:
+    """Of images: the first doesn't start. It costs one worker, whose partitions go to the other; nobody has to lend a hand."""
+    await given.a_fleet(scene, workers=2)
+    await given.a_steady_load(scene)
+    await asyncio.sleep(BEFORE_S)
+    before = {name: uid for name, (uid, _) in (await then.restarts(scene)).items()}
+    await when.the_fleet_is_patched(scene, {"image": bad})
+    seconds = await then.the_condition_says(scene, "Stalled", "UpdateStuck", seconds_max=240.0)
+    await then.one_worker_of_another_pod(scene, before)
+    await then.nothing_runs_at(scene, f"{scenes.NAME}-1")
+    await then.twins_and_effects_equal_the_model(scene, f"a bad update, told after {seconds:.1f} s")
+    await when.the_fleet_is_patched(scene, {"image": good})
+    seconds = await then.every_worker_is_another(scene, before)
+    await then.the_fleet_has_settled(scene, 2)
+    await then.twins_and_effects_equal_the_model(scene, f"the next update, in {seconds:.1f} s")
+
+
+async def a_suspended_fleet_goes_on_where_it_was(scene: scenes.Scene) -> None:
+    """Records come meanwhile; nobody is called offline for it."""
+    await given.a_fleet(scene, workers=2)
+    await given.a_steady_load(scene)
+    await asyncio.sleep(BEFORE_S)
+    await when.the_fleet_is_patched(scene, {"suspend": True})
+    seconds = await then.the_condition_says(scene, "Ready", "Suspended")
+    await then.no_pods_are_left(scene)
+    await then.every_partition_has_a_final_checkpoint(scene)
+    await when.the_fleet_is_patched(scene, {"suspend": False})
+    again = await then.the_fleet_has_settled(scene, 2)
+    await then.twins_and_effects_equal_the_model(scene, f"suspended in {seconds:.1f} s, back in {again:.1f} s")
+
+
 async def _in_the_middle(scene: scenes.Scene, operator_dies: random.Random | None) -> None:
     if operator_dies is not None:
         await when.the_operator_is_killed_in_the_middle(scene, operator_dies)

@@ -41,6 +41,16 @@ async def test_image_update(a_scene: scene.Scene, project_images: images.Images)
     await scenarios.an_update_rolls(a_scene, {"image": project_images.next_project.name}, random.Random(2))
 
 
+async def test_bad_image(a_scene: scene.Scene, project_images: images.Images) -> None:
+    needs(a_scene, A.IMAGES)
+    bad, good = project_images.broken_project.name, project_images.next_project.name
+    await scenarios.a_bad_update_is_mended_by_the_next(a_scene, bad, good)
+
+
+async def test_suspension(a_scene: scene.Scene) -> None:
+    await scenarios.a_suspended_fleet_goes_on_where_it_was(a_scene)
+
+
 async def test_deaths(a_scene: scene.Scene) -> None:
     needs(a_scene, A.REACH_PROCESSES)
     await scenarios.workers_die(a_scene, random.Random(3))

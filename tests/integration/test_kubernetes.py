@@ -15,7 +15,7 @@ from tests.e2e import artifacts, scenarios, scene, staging
 from tests.e2e.providers import processes
 from tests.support import aws_env, go_toolchain, node
 
-pytestmark = [pytest.mark.played, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e_only, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,10 @@ async def test_api_server_away(a_scene: scene.Scene) -> None:
 
 async def test_rolling_update(a_scene: scene.Scene) -> None:
     await scenarios.an_update_rolls(a_scene, {"checkpoint": {"interval": "6s"}}, random.Random(4))
+
+
+async def test_suspension(a_scene: scene.Scene) -> None:
+    await scenarios.a_suspended_fleet_goes_on_where_it_was(a_scene)
 
 
 async def test_deletion(a_scene: scene.Scene) -> None:

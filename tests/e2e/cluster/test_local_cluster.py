@@ -18,7 +18,7 @@ import pytest
 from tests.e2e import images
 from tests.e2e.cluster import errors, local_cluster, network, node
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.e2e_only, pytest.mark.timeout(900)]
 
 NAMESPACE = "probe"
 SERVE = (

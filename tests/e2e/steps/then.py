@@ -257,6 +257,34 @@ async def every_worker_is_another(scene: scenes.Scene, before: dict[str, str], s
     return await scene.until(look, "every worker is made anew", seconds_max)
 
 
+async def the_condition_says(scene: scenes.Scene, kind: str, reason: str, seconds_max: float = 60.0) -> float:
+    """The seconds that it took."""
+
+    async def look() -> str:
+        conditions = {entry["type"]: entry for entry in (await scene.fleet())["status"].get("conditions") or ()}
+        told = conditions.get(kind) or {}
+        return "" if told.get("reason") == reason else f"{kind} is {told.get('reason')}: {told.get('message')}"
+
+    return await scene.until(look, f"{kind} says {reason}", seconds_max)
+
+
+async def one_worker_of_another_pod(scene: scenes.Scene, before: dict[str, str]) -> None:
+    """Of those that there were: one was made anew, the others are as they were, and ready."""
+    now = {pod["metadata"]["name"]: pod for pod in await scene.pods()}
+    same = [name for name, uid in before.items() if now[name]["metadata"]["uid"] == uid]
+    assert len(same) == len(before) - 1, f"of {list(before)} only {same} are the same pods as before"
+    for name in same:
+        told = {entry["type"]: entry["status"] for entry in now[name]["status"]["conditions"]}
+        assert told["Ready"] == "True", f"{name} isn't ready"
+
+
+async def no_pods_are_left(scene: scenes.Scene, seconds_max: float = 60.0) -> None:
+    async def look() -> str:
+        return ", ".join(pod["metadata"]["name"] for pod in await scene.pods())
+
+    await scene.until(look, "no worker is left", seconds_max)
+
+
 WORKERS_MAY = {
     "twinpartitions.fleettwin.io": {"get", "list", "watch"},
     "twinpartitions.fleettwin.io/status": {"patch"},
