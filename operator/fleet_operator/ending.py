@@ -131,11 +131,6 @@ def sentence(conditions: Sequence[reasons.Told]) -> str:
     return waits[0].message if waits else "done"
 
 
-def packed_of(look: observed.Look) -> str:
-    """The published rules generations; "" before the first."""
-    return str((look.status.get("rules") or {}).get("generations") or "")
-
-
 def status_written(built: dict[str, Any], look: observed.Look) -> tuple[actions.Action, ...]:
     """Nothing when it stands there already."""
     return () if built == look.status else (actions.WriteStatus(built),)

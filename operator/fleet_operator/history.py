@@ -9,19 +9,23 @@ between the two are a fault that is told and not mended by guessing.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet_model import generations, packed_generations, rules, sections, spec
 from fleet_operator import naming
 
-PUBLISHED_MAX = 4_096
-"""Fleets whose published generations are kept as read: with fewer than there are, each would be read anew at each look."""
-
 
 class BrokenHistoryError(ValueError):
     """What is kept can't be read, or contradicts itself."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Published:
+    """What stands in a fleet's status. packed: as it stands there, "" before the first generation; kept: what it says."""
+
+    packed: str = ""
+    kept: tuple[rules.RulesGeneration, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,38 +69,41 @@ def read_revisions(found: Sequence[Mapping[str, Any]]) -> dict[str, rules.RulesG
     return read
 
 
-@functools.lru_cache(maxsize=PUBLISHED_MAX)
-def published(packed: str) -> tuple[rules.RulesGeneration, ...]:
-    """What the status has; empty before the first. Raises BrokenHistoryError. The same text comes at every look, and a thousand generations
-    take a third of a second to read."""
+def packed_in(status: Mapping[str, Any]) -> str:
+    """The published generations of a fleet with this status; "" before the first."""
+    return str((status.get("rules") or {}).get("generations") or "")
+
+
+def published(packed: str) -> Published:
+    """Raises BrokenHistoryError. A thousand generations take a third of a second: whoever looks often keeps what was read."""
     if not packed:
-        return ()
+        return Published()
     try:
-        return packed_generations.unpack(packed)
+        return Published(packed, packed_generations.unpack(packed))
     except packed_generations.UnreadableGenerationsError as error:
         raise BrokenHistoryError(f"status.rules.generations: {error}") from error
 
 
 def settled(
-    packed: str,
+    told: Published,
     found: Mapping[str, rules.RulesGeneration],
     fleet: spec.FleetSpec | None,
     effective_ms: int,
     oldest_ms: int,
 ) -> History:
-    """What is to stand in both places. packed: the status' list. found: the ControllerRevisions'. fleet: None when its newest edit can't
+    """What is to stand in both places. told: the status' list. found: the ControllerRevisions'. fleet: None when its newest edit can't
     be read, or nobody knows the time of the stream just now: nothing new is stamped then. effective_ms: from when on an edit that is seen now is to judge. oldest_ms: no record older than this
     is read any more. Raises BrokenHistoryError."""
-    before = _joined(published(packed), found)
+    before = _joined(told.kept, found)
     new, refused = _next(before, fleet, effective_ms), ""
     wanted = generations.still_needed((*before, new), oldest_ms) if new is not None else before
-    text = packed
+    text = told.packed
     try:
-        if wanted != published(packed):
+        if wanted != told.kept:
             text = packed_generations.pack(wanted)
     except packed_generations.TooManyGenerationsError as error:
         wanted, refused = before, str(error)
-        text = packed or packed_generations.pack(wanted)
+        text = told.packed or packed_generations.pack(wanted)
     numbers = {generation.generation for generation in wanted}
     known = {generation.generation for generation in found.values()}
     return History(

@@ -74,6 +74,7 @@ class _Known:
     reading: tuple[dict[str, Any], observed.Reading] | None = None
     partitions: dict[str, tuple[Found, twin_partition.TwinPartition]] = dataclasses.field(default_factory=dict)
     revisions: tuple[Sequence[Found], Mapping[str, rules.RulesGeneration]] = ((), {})
+    published: history.Published = history.Published()
     told: dict[str, tuple[twin_partition.Status, float | None]] = dataclasses.field(default_factory=dict)
     heard: dict[str, float] = dataclasses.field(default_factory=dict)
     loads: loads.Loads = dataclasses.field(default_factory=loads.Loads)
@@ -95,6 +96,7 @@ class Looking:
         known = self._known.setdefault(fleet, _Known())
         now_ms = source.clock.now_ms()
         metadata = document["metadata"]
+        status = document.get("status") or {}
         owner = naming.Owner(metadata["name"], metadata["uid"], int(metadata.get("generation") or 1))
         deletion = _deletion(metadata)
         reading = _reading(known, document)
@@ -118,7 +120,7 @@ class Looking:
             defaults=source.defaults,
             has_finalizer=naming.FINALIZER in (metadata.get("finalizers") or ()),
             deletion=deletion,
-            status=document.get("status") or {},
+            status=status,
             children=self._children(fleet, () if is_early or deletion is not None else _names(reading)),
             claims=self._claims(fleet),
             pods=pods,
@@ -127,7 +129,7 @@ class Looking:
             unreadable=unreadable,
             shards=stream.shards,
             stream_why=stream.why,
-            rules=self._rules(fleet, owner, stream, now_ms),
+            rules=self._rules(fleet, owner, history.packed_in(status), stream, now_ms),
             refusals=refusals,
             watching_since_ms=clock.wall_ms(source.clock, self.watching_since_s),
         )
@@ -239,7 +241,9 @@ class Looking:
 
     # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _rules(self, fleet: FleetKey, owner: naming.Owner, stream: stream_watch.Seen, now_ms: int) -> observed.Rules:
+    def _rules(
+        self, fleet: FleetKey, owner: naming.Owner, packed: str, stream: stream_watch.Seen, now_ms: int
+    ) -> observed.Rules:
         known, broken = self._known[fleet], ""
         found = [each for each in self._from.cache.of_fleet(kinds.REVISION, fleet) if not _is_over(each, owner)]
         revisions: Mapping[str, rules.RulesGeneration] = {}
@@ -247,13 +251,16 @@ class Looking:
             if not _are_the_same(known.revisions[0], found):
                 known.revisions = found, history.read_revisions(found)
             revisions = known.revisions[1]
+            if known.published.packed != packed:
+                known.published = history.published(packed)
         except history.BrokenHistoryError as error:
             broken = str(error)
         if stream.now_ms is None:
-            return observed.Rules(revisions, None, 0, broken)
+            return observed.Rules(revisions, None, 0, broken, known.published)
         reached_ms = max(now_ms, stream.now_ms)
         oldest_ms = min(now_ms, stream.now_ms) - stream.retention_ms - REPLAY_MARGIN_MS
-        return observed.Rules(revisions, reached_ms + PUBLISH_MS + generations.AHEAD_MS, oldest_ms, broken)
+        ahead_ms = reached_ms + PUBLISH_MS + generations.AHEAD_MS
+        return observed.Rules(revisions, ahead_ms, oldest_ms, broken, known.published)
 
 
 def _are_the_same(some: Sequence[Found], others: Sequence[Found]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet_model import control, parse, partition, rules, sections, spec, twin_partition
-from fleet_operator import naming, pod_template, status, workers
+from fleet_operator import history, naming, pod_template, status, workers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,13 +54,14 @@ class Deletion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rules:
-    """What rules are stamped by. revisions: the ControllerRevisions, by name. effective_ms: from when on an edit that is seen now judges: a
+    """What rules are stamped by. published: what stands in the status. revisions: the ControllerRevisions, by name. effective_ms: from when on an edit that is seen now judges: a
     second ahead of the stream's clock and of ours; None: the stream's isn't known just now. oldest_ms: no older record is read any more."""
 
     revisions: Mapping[str, rules.RulesGeneration] = dataclasses.field(default_factory=dict, hash=False)
     effective_ms: int | None = None
     oldest_ms: int = 0
     broken: str = ""
+    published: history.Published = history.Published()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -116,13 +116,15 @@ class _Round:
 
     def _history(self) -> history.History:
         """A mistake in the rules, or a stream whose clock nobody knows, leaves what is in force."""
-        packed = ending.packed_of(self.look)
+        packed = history.packed_in(self.look.status)
         stamped = self.look.rules
         fleet = self.fleet if self.look.reading.rules_are_good and stamped.effective_ms is not None else None
         try:
             if stamped.broken:
                 raise history.BrokenHistoryError(stamped.broken)
-            return history.settled(packed, stamped.revisions, fleet, stamped.effective_ms or 0, stamped.oldest_ms)
+            return history.settled(
+                stamped.published, stamped.revisions, fleet, stamped.effective_ms or 0, stamped.oldest_ms
+            )
         except history.BrokenHistoryError as error:
             self._broken_rules = str(error)
             return history.History((), packed)

@@ -77,9 +77,14 @@ class Cluster:
             signs=workers.Signs(answers, nodes_ms={f"node-{name}": lost.get(name, self.now_ms) for name in self.pods}),
             partitions=list(self.partitions.values()),
             shards=self.shards,
-            rules=observed.Rules(history.read_revisions(list(self.revisions.values())), self.now_ms + 1_000, 0),
+            rules=self._rules(),
             watching_since_ms=NOW_MS - 60_000,
         )
+
+    def _rules(self) -> observed.Rules:
+        published = history.published(history.packed_in(self.status))
+        revisions = history.read_revisions(list(self.revisions.values()))
+        return observed.Rules(revisions, self.now_ms + 1_000, 0, published=published)
 
     def _answers(self, pod: workers.Pod) -> bool:
         return pod.running and not pod.terminating and pod.name not in self.silent

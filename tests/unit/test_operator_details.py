@@ -107,7 +107,7 @@ def test_a_deleted_fleet_goes_at_last_even_if_its_partitions_cannot_be_asked_to_
 
 
 def test_rules_are_not_applied_before_their_time_has_come() -> None:
-    newest = history.published(scenes.running().status["rules"]["generations"])[-1]
+    newest = history.published(scenes.running().status["rules"]["generations"]).kept[-1]
     later = dataclasses.replace(newest, effective_ms=1_000)
     assert plan.everybody_judges_by(later, 2, 2, 1_000)
     assert not plan.everybody_judges_by(later, 2, 2, 999)

@@ -116,15 +116,15 @@ def found(*kept: rules.RulesGeneration) -> dict[str, rules.RulesGeneration]:
 
 
 def test_the_first_generation_judges_everything_before_the_second() -> None:
-    made = history.settled("", {}, fleet(), 5_000, 0)
+    made = history.settled(history.published(""), {}, fleet(), 5_000, 0)
     assert [each.effective_ms for each in made.kept] == [0]
     assert made.create == made.kept
 
 
 def test_without_the_streams_clock_nothing_new_is_stamped() -> None:
-    assert history.settled("", {}, None, 0, 0).kept == ()
+    assert history.settled(history.published(""), {}, None, 0, 0).kept == ()
     first = edits(1)
-    assert history.settled(packed_generations.pack(first), found(*first), None, 0, 0).kept == first
+    assert history.settled(history.published(packed_generations.pack(first)), found(*first), None, 0, 0).kept == first
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_what_stands_in_one_place_is_put_into_the_other(
 ) -> None:
     every = {each.generation: each for each in edits(2)}
     text = packed_generations.pack([every[number] for number in told]) if told else ""
-    made = history.settled(text, found(*(every[number] for number in kept)), None, 0, 0)
+    made = history.settled(history.published(text), found(*(every[number] for number in kept)), None, 0, 0)
     assert [each.generation for each in made.kept] == list(told or kept)
     assert tuple(each.generation for each in made.create) == create
-    assert history.published(made.packed) == made.kept
+    assert history.published(made.packed).kept == made.kept
     assert made.delete == (("trucks-rules-0000000001",) if told == (2,) else ())
 
 
@@ -155,12 +155,12 @@ def test_at_rest_the_text_stays_as_it_is_byte_for_byte() -> None:
         lzma.compress(lzma.decompress(base64.b64decode(packed_generations.pack(kept))), preset=6)
     ).decode()
     assert text != packed_generations.pack(kept)  # as another version of the library may write it
-    assert history.settled(text, found(*kept), None, 0, 0).packed == text
+    assert history.settled(history.published(text), found(*kept), None, 0, 0).packed == text
 
 
 def test_generations_that_judge_no_record_any_more_go_with_the_next_edit() -> None:
     kept = edits(4)
-    made = history.settled(packed_generations.pack(kept), found(*kept), fleet(99.0), 9_000, 2_500)
+    made = history.settled(history.published(packed_generations.pack(kept)), found(*kept), fleet(99.0), 9_000, 2_500)
     assert [each.generation for each in made.kept] == [3, 4, 5]
     assert made.delete == ("trucks-rules-0000000001", "trucks-rules-0000000002")
 
@@ -169,7 +169,7 @@ def test_an_edit_for_which_there_is_no_room_is_told_and_changes_nothing(monkeypa
     kept = edits(3)
     text = packed_generations.pack(kept)
     monkeypatch.setattr(packed_generations, "GENERATIONS_MAX", 3)
-    made = history.settled(text, found(*kept), fleet(99.0), 9_000, 0)
+    made = history.settled(history.published(text), found(*kept), fleet(99.0), 9_000, 0)
     assert (made.kept, made.packed, made.create, made.delete) == (kept, text, (), ())
     assert "edit the rules less often" in made.refused
 
@@ -185,7 +185,7 @@ def test_what_contradicts_itself_is_no_history(
     told: tuple[rules.RulesGeneration, ...], kept: tuple[rules.RulesGeneration, ...]
 ) -> None:
     with pytest.raises(history.BrokenHistoryError):
-        history.settled(packed_generations.pack(told), found(*kept), None, 0, 0)
+        history.settled(history.published(packed_generations.pack(told)), found(*kept), None, 0, 0)
 
 
 def test_a_revision_that_was_edited_by_hand_is_told_by_its_name() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from fleet_model import twin_partition, twin_partition_document
+from fleet_model import generations, packed_generations, rules, twin_partition, twin_partition_document
 from fleet_operator import cache, errors, kinds, looking, naming, observed, stream_watch, workers
 from fleet_operator.kinds import FleetKey
 from tests.support import operator_cluster as scenes
@@ -181,6 +183,27 @@ def test_what_was_read_once_isnt_read_again(monkeypatch: pytest.MonkeyPatch) -> 
     second = scene.look()
     assert second.partitions == first.partitions
     assert second.reading is first.reading
+
+
+def test_of_published_rules_only_the_last_text_is_kept_as_read() -> None:
+    """An operator that edits are made under for weeks mustn't remember each of them."""
+    scene = Scene()
+    first = generations.first_generation(objects.fleet())
+    kept = tuple(dataclasses.replace(first, generation=1 + number, effective_ms=number) for number in range(30))
+    before = generations_alive()
+    for count in range(1, len(kept) + 1):
+        document = {**scene.cache.get(kinds.FLEET, *FLEET)}  # type: ignore[dict-item]
+        document["metadata"] = {**document["metadata"], "resourceVersion": str(count + 1)}
+        document["status"] = {"rules": {"generations": packed_generations.pack(kept[:count])}}
+        scene.cache.event(kinds.FLEET, "MODIFIED", document)
+        assert scene.look().rules.published.kept == kept[:count]
+    assert scene.look().rules.published is scene.look().rules.published
+    assert generations_alive() - before <= len(kept)
+
+
+def generations_alive() -> int:
+    gc.collect()
+    return sum(isinstance(each, rules.RulesGeneration) for each in gc.get_objects())
 
 
 def test_a_standbys_word_is_no_sign_of_life_of_the_owner() -> None:

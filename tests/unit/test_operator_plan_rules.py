@@ -16,7 +16,7 @@ def test_an_edit_becomes_a_generation_that_is_published_before_it_is_kept() -> N
     made = plan.plan(cluster.look())
     assert [type(action) for action in made.actions] == [actions.WriteStatus, actions.Create]
     cluster.round(stop_after=1)
-    newest = history.published(cluster.status["rules"]["generations"])[-1]
+    newest = history.published(cluster.status["rules"]["generations"]).kept[-1]
     assert (newest.generation, newest.effective_ms) == (2, cluster.now_ms + 1_000)
     assert newest.default.temperature.threshold == 70.0
     assert cluster.condition("RulesApplied") == ("False", "WorkersCatchUp")
@@ -56,7 +56,7 @@ def test_a_status_that_got_lost_is_published_anew_from_what_was_kept() -> None:
 def test_a_history_that_contradicts_itself_is_told_and_left_as_it_is() -> None:
     cluster = running()
     kept = cluster.status["rules"]
-    other = dataclasses.replace(history.published(kept["generations"])[0], effective_ms=7)
+    other = dataclasses.replace(history.published(kept["generations"]).kept[0], effective_ms=7)
     cluster.revisions["trucks-rules-0000000001"]["data"] = generations.rules_document(other)
     cluster.document["spec"]["rules"] = {"temperature": {"threshold": 70.0}}
     cluster.run()
