@@ -44,7 +44,8 @@ class Answer:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pod:
     """One worker's. template: the hash of the template that it was made from. running: its container runs. terminating: it was
-    deleted and is still there, be it on a node that is lost. broken: why it won't become ready by waiting; "" = it may."""
+    deleted and is still there, be it on a node that is lost. broken: why it won't become ready by waiting; "" = it may. crashed: its
+    container has ended by an error, and hasn't become ready since."""
 
     name: str
     ordinal: int
@@ -56,6 +57,7 @@ class Pod:
     running: bool = False
     terminating: bool = False
     broken: str = ""
+    crashed: bool = False
 
 
 def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
@@ -65,9 +67,11 @@ def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
     if ordinal is None:
         return None
     containers = {entry["name"]: entry for entry in status.get("containerStatuses") or ()}
-    state = (containers.get(overlay.WORKER) or {}).get("state") or {}
+    container = containers.get(overlay.WORKER) or {}
+    state, ended = container.get("state") or {}, (container.get("lastState") or {}).get("terminated") or {}
     conditions = {entry["type"]: entry["status"] == "True" for entry in status.get("conditions") or ()}
     is_over = status.get("phase") in ("Failed", "Succeeded")
+    ready = conditions.get("Ready", False) and not is_over
     return Pod(
         name=metadata["name"],
         ordinal=ordinal,
@@ -75,10 +79,11 @@ def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
         template=(metadata.get("labels") or {}).get(naming.TEMPLATE_HASH, ""),
         created_ms=created_ms,
         node=(found.get("spec") or {}).get("nodeName") or "",
-        ready=conditions.get("Ready", False) and not is_over,
+        ready=ready,
         running="running" in state and not is_over,
         terminating=bool(metadata.get("deletionTimestamp")),
         broken=_broken(status, is_over),
+        crashed=not ready and bool(ended.get("exitCode")),
     )
 
 
@@ -102,6 +107,11 @@ class Restart:
     uid: str
     until_ms: int
 
+    def awaited_ms(self, found: Pod | None) -> int:
+        """Until when its partitions wait for the pod after it; 0 = they don't, as that can't start."""
+        is_vain = found is not None and found.uid != self.uid and (bool(found.broken) or found.crashed)
+        return 0 if is_vain else self.until_ms
+
     def has_ended(self, found: Pod | None, now_ms: int) -> bool:
         """The one after it is ready, or it is over anyway."""
         return now_ms >= self.until_ms or (found is not None and found.uid != self.uid and found.ready)
@@ -118,11 +128,12 @@ class Signs:
 
 
 def heard_ms(seen: Pod, signs: Signs, now_ms: int) -> int:
-    """The last sign of life of any kind. Where nobody may look at nodes, Kubernetes' own word for the pod has to do: that takes it about
+    """The last sign of life of any kind. That a container runs which crashed and isn't ready is none: one that crashes again and again runs
+    each few seconds. Where nobody may look at nodes, Kubernetes' own word for the pod has to do: that takes it about
     40 s longer to notice that a node is gone."""
     answer = signs.answers.get(seen.name, Answer())
     by_pod = 0
-    if seen.running:
+    if seen.running and not seen.crashed:
         by_pod = min(now_ms, signs.nodes_ms[seen.node]) if seen.node in signs.nodes_ms else now_ms * seen.ready
     return max(answer.time_ms, signs.told_ms.get(seen.name, 0), by_pod, min(seen.created_ms, now_ms))
 
@@ -155,7 +166,7 @@ def observed(
                 ready=is_there and (answer.can_take if answer.time_ms else found is not None and found.ready),
                 heard_ms=heard,
                 leaving=number >= expected.replicas,
-                restarting_until_ms=restart.until_ms if restart is not None and restart.worker == name else 0,
+                restarting_until_ms=0 if restart is None or restart.worker != name else restart.awaited_ms(found),
                 load=answer.load,
             )
         )

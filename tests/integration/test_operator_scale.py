@@ -12,7 +12,7 @@ import pytest
 from tests.e2e import operator_scale
 from tests.support import api_server, aws_env, go_toolchain, node
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.e2e_only, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SETTLED_S_MAX = 60.0
 GROWTH_MAX = 0.10

@@ -195,6 +195,12 @@ def test_pods_of_others_are_not_read() -> None:
             3_000,
             id="it answered a probe",
         ),
+        pytest.param(
+            pod(1, ready=False, crashed=True),
+            workers.Signs(nodes_ms={"node": NOW_MS}),
+            60_000,
+            id="it crashes for ever",
+        ),
         pytest.param(pod(1, running=False), workers.Signs(told_ms={"f-1": NOW_MS - 40}), 40, id="it wrote a status"),
         pytest.param(
             pod(1, terminating=True),
@@ -206,6 +212,29 @@ def test_pods_of_others_are_not_read() -> None:
 )
 def test_signs_of_life(seen: Pod, signs: workers.Signs, ago_ms: int) -> None:
     assert NOW_MS - workers.heard_ms(seen, signs, NOW_MS) == ago_ms
+
+
+@pytest.mark.parametrize(
+    ("conditions", "exit_code", "crashed"), [((), 1, True), (READY, 1, False), ((), 0, False), ((), 137, True)]
+)
+def test_a_container_that_crashed_and_is_not_ready_since(conditions: Any, exit_code: int, crashed: bool) -> None:
+    running = state(running={}) | {"lastState": {"terminated": {"exitCode": exit_code}}}
+    seen = workers.pod(found(phase="Running", conditions=list(conditions), containerStatuses=[running]), "f", 5)
+    assert seen is not None
+    assert seen.crashed == crashed
+
+
+def test_partitions_do_not_wait_for_a_pod_that_cannot_start() -> None:
+    restart = workers.Restart("f-1", "uid-before", NOW_MS + 60_000)
+    for found_now, until_ms in (
+        (pod(1, ready=False), NOW_MS + 60_000),
+        (pod(1, ready=False, crashed=True), 0),
+        (pod(1, ready=False, broken="ErrImagePull"), 0),
+    ):
+        (_, seen) = workers.observed(workers.Expected("f", 2), [pod(0), found_now], workers.Signs(), restart, NOW_MS)
+        assert seen.restarting_until_ms == until_ms
+    before = dataclasses.replace(pod(1, ready=False, crashed=True), uid="uid-before")  # the one that is to go
+    assert restart.awaited_ms(before) == restart.until_ms
 
 
 def test_a_worker_between_two_pods_was_heard_of_last_when_it_was() -> None:
