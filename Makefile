@@ -35,7 +35,7 @@ sim-mutants: setup ## plants bugs in the production code, one at a time, and loo
 
 # What these take is made before anything is timed. What a machine lacks for the cluster is told twice: here, and as the reason of each
 # test that is skipped for it.
-parts: setup
+parts: setup ## what the tests take: programs, Debian packages, images; made once, kept in the cache folder of the user
 	@PYTHON=$(PYTHON) UV=$(VENV)/bin/uv scripts/make_venv.sh $(AWSCLI) requirements-awscli.txt
 	@$(VENV)/bin/python -m tests.support.kubernetes_programs >/dev/null
 	@$(VENV)/bin/python -m tests.support.go_tools >/dev/null
