@@ -67,7 +67,12 @@ class Played:
             self._run(pod)
         for name in self._workers.keys() - {pod["metadata"]["uid"] for pod in pods}:
             self._workers.pop(name).close()
-        status = self.fleet.status() if self.fleet.exists() else {}
+        try:
+            status = self.fleet.status()
+        except kube_api.RefusedError as refused:
+            if refused.status != 404:
+                raise
+            status = {}  # it has gone
         newest = int((status.get("rules") or {}).get("generation") or 0)
         for worker in self._workers.values():
             worker.generation = newest
