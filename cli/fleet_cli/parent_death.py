@@ -6,6 +6,7 @@ Linux means the parent's thread: start children from one that lives as long as t
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -32,3 +33,6 @@ def end_with_parent() -> None:
     """`initializer` of a pool's processes: they would wait for work for ever."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # it was killed while this one came up
+            os.kill(os.getpid(), signal.SIGTERM)

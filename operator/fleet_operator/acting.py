@@ -25,7 +25,7 @@ from fleet_operator.cache import Cache, Found
 from fleet_operator.kinds import FleetKey, Kind
 
 WRITE_S = 5.0
-STAMP_S_MIN = 0.15
+STAMP_S_MIN = 0.1
 """With less time left, a write that stamps rules isn't begun: the look has become too old."""
 
 PLAN_S_MAX = 20.0
@@ -72,12 +72,13 @@ _GRAVITY = list(End)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     """rest: the end but for refusals of the fleet's own objects, which keep nothing else from being done. done: actions that were carried
-    out. is_told: the status that the plan's events belong to stands. why: the first thing that went wrong. refusals: to be told in the
+    out. is_stamped: a new rules generation was published, in time. is_told: the status that the plan's events belong to stands. why: the first thing that went wrong. refusals: to be told in the
     fleet's conditions."""
 
     end: End = End.DONE
     rest: End = End.DONE
     done: int = 0
+    is_stamped: bool = False
     is_told: bool = False
     why: str = ""
     refusals: tuple[str, ...] = ()
@@ -134,7 +135,7 @@ class Acting:
                 done += 1
                 is_told |= isinstance(action, actions.WriteStatus | actions.RemoveFinalizer)
         self._keep(fleet, [*refused, *before])
-        return Result(end, rest, done, is_told, why, tuple(each.why for each in refused))
+        return Result(end, rest, done, round_.is_stamped, is_told, why, tuple(each.why for each in refused))
 
     def _keep(self, fleet: FleetKey, refused: Sequence[_Refused]) -> None:
         """The newest of each action; of those that weren't come to, what is known of them."""
@@ -171,7 +172,8 @@ class _Round:
     def __init__(self, api: Api, cache: Cache, taken: looking.Taken, now: clock.Clock) -> None:
         self._api, self._cache, self._clock = api, cache, now
         self._look, self._fleet = taken.look, taken.document
-        self._namespace = taken.look.namespace
+        self._namespace, self._publish_by_ms = taken.look.namespace, taken.publish_by_ms
+        self.is_stamped = False
 
     def act(self, action: actions.Action) -> None:
         """Raises OperatorError."""
@@ -224,13 +226,14 @@ class _Round:
             return
         # A generation's start is a promise that workers hear of it in time. The first one judges all that was before, too.
         late = "the rules' new generation would be published too late; it is stamped anew"
-        within_s = (self._look.now_ms + looking.PUBLISH_MS - self._clock.now_ms()) / 1_000
+        within_s = (self._publish_by_ms - self._clock.now_ms()) / 1_000
         if within_s < STAMP_S_MIN:
             raise errors.ExpiredError(late)
         try:
             self._keep(self._api.replace(kinds.FLEET, self._namespace, document, "status", within_s))
         except errors.ApiUnavailableError as error:
             raise errors.ExpiredError(f"{late} ({error})") from error
+        self.is_stamped = True
 
     def _stamps(self, status: Mapping[str, Any]) -> bool:
         """Whether the newest generation comes into being with this write. One that was known before only is put back where it stood."""

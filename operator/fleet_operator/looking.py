@@ -30,9 +30,10 @@ from fleet_operator.kinds import FleetKey, Kind
 
 log = logging.getLogger(__name__)
 
-PUBLISH_MS = 700
+PUBLISH_MS_FIRST, PUBLISH_MS_MAX = 250, 4_000
 """From the look to the moment when a new rules generation stands in the fleet's status, at most: `acting` holds the write to it. A
-generation starts this and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it."""
+generation starts this and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it. Twice as much after a write that
+came too late, so that an edit gets through where the API server or this operator is slow; half of it after one that came in time."""
 GONE_S_MAX = 600.0
 """So long it is known when a worker was last heard of that has no pod any more."""
 REPLAY_MARGIN_MS = 600_000
@@ -58,6 +59,8 @@ class Taken:
     look: observed.Look
     document: Found
     stream: stream_watch.Seen
+    publish_by_ms: int
+    """Until then a generation that is stamped by this look must stand in the fleet's status."""
     is_early: bool = False
 
     def without_stamping(self) -> Taken:
@@ -77,6 +80,7 @@ class _Known:
     published: history.Published = history.Published()
     told: dict[str, tuple[twin_partition.Status, float | None]] = dataclasses.field(default_factory=dict)
     heard: dict[str, float] = dataclasses.field(default_factory=dict)
+    publish_ms: int = PUBLISH_MS_FIRST
     loads: loads.Loads = dataclasses.field(default_factory=loads.Loads)
 
 
@@ -133,7 +137,14 @@ class Looking:
             refusals=refusals,
             watching_since_ms=clock.wall_ms(source.clock, self.watching_since_s),
         )
-        return Taken(look, document, stream, is_early)
+        return Taken(look, document, stream, now_ms + known.publish_ms, is_early)
+
+    def stamped(self, fleet: FleetKey, in_time: bool) -> float:
+        """A new generation was published within the time for it, or wasn't; the seconds that the next one gets."""
+        known = self._known[fleet]
+        wanted_ms = known.publish_ms // 2 if in_time else known.publish_ms * 2
+        known.publish_ms = min(max(wanted_ms, PUBLISH_MS_FIRST), PUBLISH_MS_MAX)
+        return known.publish_ms / 1_000
 
     def forget(self, fleet: FleetKey) -> None:
         self._known.pop(fleet, None)
@@ -259,7 +270,7 @@ class Looking:
             return observed.Rules(revisions, None, 0, broken, known.published)
         reached_ms = max(now_ms, stream.now_ms)
         oldest_ms = min(now_ms, stream.now_ms) - stream.retention_ms - REPLAY_MARGIN_MS
-        ahead_ms = reached_ms + PUBLISH_MS + generations.AHEAD_MS
+        ahead_ms = reached_ms + known.publish_ms + generations.AHEAD_MS
         return observed.Rules(revisions, ahead_ms, oldest_ms, broken, known.published)
 
 

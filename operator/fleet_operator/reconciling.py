@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 CONFLICT_S = 0.3
 CUT_S = 0.05
-EXPIRED_S = 2.0
 STREAM_S = 1.0
 """Until the stream was asked for the first time; its answer wakes the fleet anyway."""
 STANDBY_S = 1.0
@@ -81,7 +80,9 @@ class Reconciling:
             parts.streams.hint(fleet)
         made = plan.plan(look)
         result = parts.acting.carry_out(taken, made)
-        late = result.why if result.rest is End.EXPIRED else ""
+        late, again_s = result.why if result.rest is End.EXPIRED else "", 0.0
+        if late or result.is_stamped:
+            again_s = parts.looking.stamped(fleet, in_time=not late)
         if late:
             # Only what stamps rules can be too late, and that mustn't keep partitions from being taken over where the API server is slow.
             taken = taken.without_stamping()
@@ -94,7 +95,7 @@ class Reconciling:
         self._record(fleet, look, made)
         self._say(fleet, result.why or late or made.why)
         if late and result.rest is End.DONE:
-            return str(End.EXPIRED), Outcome(EXPIRED_S)
+            return str(End.EXPIRED), Outcome(again_s)
         return str(result.end), _outcome(result, made)
 
     def _record(self, fleet: FleetKey, look: observed.Look, made: actions.Plan) -> None:

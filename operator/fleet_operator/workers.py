@@ -8,15 +8,17 @@ hangs: the kubelet starts that one again, on the same disk.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet_model import control
 from fleet_operator import naming, overlay
 
+CRASHES = "CrashLoopBackOff"
 BREAKS = frozenset(
     {
-        "CrashLoopBackOff",
+        CRASHES,
         "ImagePullBackOff",
         "ErrImagePull",
         "InvalidImageName",
@@ -28,6 +30,9 @@ BREAKS = frozenset(
     }
 )
 """Reasons for which a container waits that don't go away by waiting alone."""
+EARLY_S, EARLY_RESTARTS_MIN = 60.0, 2
+"""A container that was started again so often, and whose last life was that short, crashes again and again: between two crashes it runs for
+some seconds, and nothing is better then."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +100,18 @@ def _broken(status: Mapping[str, Any], is_over: bool) -> str:
         reason = ((entry.get("state") or {}).get("waiting") or {}).get("reason", "")
         if reason in BREAKS:
             return str(reason)
+        ended = (entry.get("lastState") or {}).get("terminated") or {}
+        if not entry.get("ready") and entry.get("restartCount", 0) >= EARLY_RESTARTS_MIN and _ended_early(ended):
+            return CRASHES
     return ""
+
+
+def _ended_early(ended: Mapping[str, Any]) -> bool:
+    """ended: the last life of a container, as Kubernetes tells it."""
+    if not (ended.get("exitCode") and ended.get("startedAt") and ended.get("finishedAt")):
+        return False
+    began, end = (datetime.datetime.fromisoformat(ended[name]) for name in ("startedAt", "finishedAt"))
+    return (end - began).total_seconds() < EARLY_S
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,13 +34,19 @@ async def edited_rules_hold_without_a_restart(scene: scenes.Scene) -> None:
     await given.a_steady_load(scene)
     await asyncio.sleep(BEFORE_S)
     before = await then.restarts(scene)
-    edited = await when.the_fleet_is_patched(scene, {"rules": {"temperature": {"threshold": 66.5}}})
-    await then.alerts_come_by_the_new_rules(scene, edited, "threshold edited")
-    profile = {"name": "busy", "match": {"deviceIdPrefix": "busy-"}, "rules": {"temperature": {"threshold": 55.5}}}
-    edited = await when.the_fleet_is_patched(scene, {"profiles": [*scene.document["spec"]["profiles"], profile]})
-    await then.alerts_come_by_the_new_rules(scene, edited, "profile added")
+    took = []
+    for number in range(scenes.EDITS):
+        threshold = {"temperature": {"threshold": 66.5 - number % 10}}
+        busy = {"name": "busy", "match": {"deviceIdPrefix": "busy-"}, "rules": threshold}
+        profiles = [*scene.document["spec"]["profiles"], busy]
+        what, edit = [("threshold edited", {"rules": threshold}), ("profile edited", {"profiles": profiles})][
+            number % 2
+        ]
+        edited_s = await when.the_fleet_is_patched(scene, edit)
+        took.append(await then.alerts_come_by_the_new_rules(scene, edited_s, what))
+    await then.edits_were_in_time(scene, took)
     await then.no_worker_was_restarted(scene, before)
-    await then.twins_and_effects_equal_the_model(scene, "two edits")
+    await then.twins_and_effects_equal_the_model(scene, f"{scenes.EDITS} edits")
 
 
 async def workers_come_and_go(scene: scenes.Scene, operator_dies: random.Random | None = None) -> None:

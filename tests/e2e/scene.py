@@ -33,16 +33,9 @@ LOOK_AGAIN_S = 0.2
 CHECKPOINT_INTERVAL = "5s"
 RATE = int(os.environ.get("FLEET_TWIN_E2E_RATE", "2000"))
 DEVICES = int(os.environ.get("FLEET_TWIN_E2E_DEVICES", "20000"))
+EDITS = int(os.environ.get("FLEET_TWIN_E2E_EDITS", "6"))
 PATIENCE = float(os.environ.get("FLEET_TWIN_E2E_PATIENCE", "1"))
 """Factor on every deadline but those that are promises, for machines that are busy with other things."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Edit:
-    """When kubectl began with one, and when it had ended, by the wall clock, in seconds: the API server took it in between."""
-
-    began_s: float
-    ended_s: float
 
 
 class KubectlError(AssertionError):

@@ -57,8 +57,8 @@ async def test_deaths(a_scene: scene.Scene) -> None:
 
 
 async def test_lost_node(a_scene: scene.Scene) -> None:
-    needs(a_scene, A.LOSE_NODES)
-    await scenarios.a_node_is_lost(a_scene)
+    needs(a_scene, A.LOSE_NODES, A.REACH_PROCESSES)
+    await scenarios.a_node_is_lost(a_scene, random.Random(4))
 
 
 async def test_zombie(a_scene: scene.Scene) -> None:

@@ -93,7 +93,7 @@ class Scene:
             "metadata": {"name": "trucks", "namespace": "depot", "uid": "fleet-uid", "resourceVersion": "7"},
         }
         taken = dataclasses.replace(scenes.Cluster().look(), now_ms=NOW_MS, **look)
-        self.taken = looking.Taken(taken, document, stream_watch.Seen(is_asked=True))
+        self.taken = looking.Taken(taken, document, stream_watch.Seen(is_asked=True), NOW_MS + looking.PUBLISH_MS_FIRST)
         self.acts = acting.Acting(self.api, self.cache, self._check, self.clock)
 
     def _check(self) -> None:
@@ -229,20 +229,20 @@ STAMPED = {"rules": {"generation": 2}}
 
 def test_a_new_generation_is_published_in_time_or_stamped_anew() -> None:
     scene = Scene(status={"rules": {"generation": 1}})
-    scene.clock.ms = NOW_MS + 200
-    scene.act(actions.WriteStatus(STAMPED))
-    assert scene.api.asked[0][2]["within_s"] == pytest.approx((looking.PUBLISH_MS - 200) / 1000)
+    scene.clock.ms = NOW_MS + 100
+    assert scene.act(actions.WriteStatus(STAMPED)).is_stamped
+    assert scene.api.asked[0][2]["within_s"] == pytest.approx((looking.PUBLISH_MS_FIRST - 100) / 1000)
     late = Scene(status={"rules": {"generation": 1}})
-    late.clock.ms = NOW_MS + looking.PUBLISH_MS - 100
+    late.clock.ms = NOW_MS + looking.PUBLISH_MS_FIRST - 50
     result = late.act(actions.WriteStatus(STAMPED), actions.Apply(child("a")))
     assert late.api.asked == []
-    assert (result.end, result.is_told) == (End.EXPIRED, False)
+    assert (result.end, result.is_stamped, result.is_told) == (End.EXPIRED, False, False)
 
 
 def test_a_status_without_new_rules_has_all_the_time() -> None:
     scene = Scene(status={"rules": {"generation": 2}})
     scene.clock.ms = NOW_MS + 60_000
-    scene.act(actions.WriteStatus(STAMPED))
+    assert not scene.act(actions.WriteStatus(STAMPED)).is_stamped
     assert scene.api.asked[0][2]["within_s"] == acting.WRITE_S
 
 

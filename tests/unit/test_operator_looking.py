@@ -122,8 +122,30 @@ def test_a_generation_starts_after_what_it_takes_to_publish_it_by_the_later_cloc
     ahead = scene.clock.now_ms() + 5_000
     scene.streams.known = stream_watch.Seen(True, (), ahead, 86_400_000)
     look = scene.look()
-    assert look.rules.effective_ms == ahead + looking.PUBLISH_MS + 1_000
+    assert look.rules.effective_ms == ahead + looking.PUBLISH_MS_FIRST + 1_000
     assert look.rules.oldest_ms < look.now_ms - 86_400_000
+
+
+def test_a_generation_that_was_published_too_late_gets_twice_the_time_until_one_is_in_time() -> None:
+    scene = Scene()
+    scene.streams.known = stream_watch.Seen(True, (), scene.clock.now_ms(), 86_400_000)
+    first = looking.PUBLISH_MS_FIRST
+
+    def given_ms() -> int:
+        taken = scene.looks.look(FLEET, ())
+        assert taken is not None
+        assert taken.look.rules.effective_ms == taken.publish_by_ms + 1_000
+        return taken.publish_by_ms - taken.look.now_ms
+
+    assert given_ms() == first
+    assert scene.looks.stamped(FLEET, in_time=False) == 2 * first / 1000
+    assert given_ms() == 2 * first
+    for _ in range(20):
+        scene.looks.stamped(FLEET, in_time=False)
+    assert given_ms() == looking.PUBLISH_MS_MAX
+    for _ in range(20):
+        scene.looks.stamped(FLEET, in_time=True)
+    assert given_ms() == first
 
 
 def test_a_status_that_changes_is_a_sign_of_life_and_one_that_stood_there_isnt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from typing import Any
 
 import pytest
@@ -148,6 +149,16 @@ def state(name: str = "worker", **state: Any) -> dict[str, Any]:
     return {"name": name, "state": state}
 
 
+def crashed(lives: int, last_s: int, ready: bool = False) -> dict[str, Any]:
+    """In so many lives, the last of which took so long; it runs again."""
+    times = [
+        datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC) + datetime.timedelta(seconds=s) for s in (0, last_s)
+    ]
+    began, end = (time.strftime("%Y-%m-%dT%H:%M:%SZ") for time in times)
+    last = {"exitCode": 1, "startedAt": began, "finishedAt": end}
+    return state(running={}) | {"ready": ready, "restartCount": lives - 1, "lastState": {"terminated": last}}
+
+
 READY = [{"type": "Ready", "status": "True"}]
 
 
@@ -165,6 +176,10 @@ READY = [{"type": "Ready", "status": "True"}]
             False,
             "CrashLoopBackOff",
         ),
+        ({"containerStatuses": [crashed(lives=3, last_s=5)]}, False, True, "CrashLoopBackOff"),
+        ({"containerStatuses": [crashed(lives=2, last_s=5)]}, False, True, ""),
+        ({"containerStatuses": [crashed(lives=3, last_s=3_600)]}, False, True, ""),
+        ({"conditions": READY, "containerStatuses": [crashed(lives=3, last_s=5, ready=True)]}, True, True, ""),
         ({"phase": "Failed", "reason": "Evicted", "conditions": READY}, False, False, "Evicted"),
         ({"phase": "Failed"}, False, False, "Failed"),
         ({}, False, False, ""),

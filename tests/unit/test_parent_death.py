@@ -27,20 +27,40 @@ if __name__ == "__main__":
 """
 
 
+LATE = """
+import concurrent.futures, multiprocessing, os, sys, time
+from fleet_cli import parent_death
+
+def after_its_parents_end():
+    print("up", flush=True)
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)
+    parent_death.end_with_parent()
+
+if __name__ == "__main__":
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context(sys.argv[1]), after_its_parents_end) as pool:
+        pool.submit(abs, 1)
+        sys.stdin.read()
+"""
+
+
 @pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the signal is Linux' own")
 @pytest.mark.parametrize("way", ["fork", "spawn"])
-def test_children_and_a_pools_processes_do_not_outlive_their_parent(way: str, tmp_path: pathlib.Path) -> None:
-    program = tmp_path / "parent.py"
-    program.write_text(PARENT)
+@pytest.mark.parametrize(("program", "up", "children_min"), [(PARENT, "1 2\n", 2), (LATE, "up\n", 1)], ids=["", "late"])
+def test_children_and_a_pools_processes_do_not_outlive_their_parent(
+    program: str, up: str, children_min: int, way: str, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "parent.py"
+    path.write_text(program)
     with subprocess.Popen(
-        [sys.executable, str(program), way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(path), way], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "1 2\n"
+        assert parent.stdout.readline() == up
         children = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
-    assert len(children) >= 2
+    assert len(children) >= children_min
     _, alive = psutil.wait_procs(children, GONE_S_MAX)
     for process in alive:
         process.kill()
