@@ -39,11 +39,9 @@ async def edited_rules_hold_without_a_restart(scene: scenes.Scene) -> None:
         threshold = {"temperature": {"threshold": 66.5 - number % 10}}
         busy = {"name": "busy", "match": {"deviceIdPrefix": "busy-"}, "rules": threshold}
         profiles = [*scene.document["spec"]["profiles"], busy]
-        what, edit = [("threshold edited", {"rules": threshold}), ("profile edited", {"profiles": profiles})][
-            number % 2
-        ]
-        edited_s = await when.the_fleet_is_patched(scene, edit)
-        took.append(await then.alerts_come_by_the_new_rules(scene, edited_s, what))
+        section: dict[str, object] = {"profiles": profiles} if number % 2 else {"rules": threshold}
+        edited_s = await when.the_fleet_is_patched(scene, section)
+        took.append(await then.alerts_come_by_the_new_rules(scene, edited_s, f"an edit of {next(iter(section))}"))
     await then.edits_were_in_time(scene, took)
     await then.no_worker_was_restarted(scene, before)
     await then.twins_and_effects_equal_the_model(scene, f"{scenes.EDITS} edits")
