@@ -12,7 +12,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.support import certificates, kube_api, kubernetes_programs, server_process
@@ -87,6 +87,8 @@ class ApiServer(kube_api.KubeApi):
             )
         if "kube-scheduler" in self._settings.programs:
             self._start("kube-scheduler", [config, *alone])
+        if "kube-controller-manager" in self._settings.programs:
+            self._until(self._has_controllers, "kube-controller-manager")
 
     def start(self) -> None:
         """The API server alone, on its port, with what etcd holds; returns when it is ready. Idempotent."""
@@ -151,13 +153,20 @@ class ApiServer(kube_api.KubeApi):
             process.stop()
 
     def _until_ready(self) -> None:
+        self._until(self.is_ready, "kube-apiserver")
+
+    def _has_controllers(self) -> bool:
+        """They run: a server that goes away while they are being made would end them for good."""
+        return bool(self.request("GET", "/api/v1/namespaces/default/serviceaccounts")["items"])
+
+    def _until(self, holds: Callable[[], bool], program: str) -> None:
         deadline = time.monotonic() + READY_S_MAX
-        while not self.is_ready():
+        while not holds():
             for process in self._processes.values():
                 process.check_alive()
             if time.monotonic() > deadline:
-                said = self.output("kube-apiserver")[-2000:]
-                raise server_process.ServerFailedError(f"kube-apiserver not ready within {READY_S_MAX} s:\n{said}")
+                said = self.output(program)[-2000:]
+                raise server_process.ServerFailedError(f"{program} not ready within {READY_S_MAX} s:\n{said}")
             time.sleep(LOOK_AGAIN_S)  # a poll with a deadline
 
 
