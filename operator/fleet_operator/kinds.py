@@ -115,7 +115,9 @@ def _pod(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _container(found: Mapping[str, Any]) -> dict[str, Any]:
     state = {name: _some(value or {}, ("reason",)) for name, value in (found.get("state") or {}).items()}
-    return {"name": found["name"], "state": state}
+    ended = (found.get("lastState") or {}).get("terminated") or {}
+    last = {"terminated": _some(ended, ("exitCode", "startedAt", "finishedAt"))}
+    return {**_some(found, ("name", "ready", "restartCount")), "state": state, **({"lastState": last} if ended else {})}
 
 
 def _metadata(found: Mapping[str, Any]) -> dict[str, Any]:

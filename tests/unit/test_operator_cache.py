@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from fleet_operator import cache, kinds, naming, workers
 from fleet_operator.kinds import FleetKey
+from tests.unit import test_operator_rolling
 
 FLEET: FleetKey = ("depot", "trucks")
 NAME = ("depot", "trucks-0")
@@ -179,6 +182,14 @@ def test_of_a_pod_is_kept_what_is_read_of_it() -> None:
     assert workers.pod(found, "trucks", 5) == workers.pod(POD, "trucks", 5)
     assert found["status"]["podIP"] == "10.0.0.1"
     assert len(json.dumps(found)) < len(json.dumps(POD)) / 4
+
+
+@pytest.mark.parametrize("status", [case[0] for case in test_operator_rolling.STATUSES])
+@pytest.mark.parametrize("ended", [{}, {"lastState": {"terminated": {"exitCode": 1}}}], ids=["", "crashed"])
+def test_whatever_a_pod_says_is_read_of_it_as_it_is_kept(status: dict[str, Any], ended: dict[str, Any]) -> None:
+    told = {name: [{**each, **ended} for each in status[name]] for name in status if name.endswith("ontainerStatuses")}
+    pod = {**POD, "status": {**status, **told}}
+    assert workers.pod(kinds.kept(kinds.POD, pod), "trucks", 5) == workers.pod(pod, "trucks", 5)
 
 
 def test_what_is_compared_with_what_was_applied_is_kept_whole() -> None:

@@ -162,29 +162,30 @@ def crashed(lives: int, last_s: int, ready: bool = False) -> dict[str, Any]:
 READY = [{"type": "Ready", "status": "True"}]
 
 
-@pytest.mark.parametrize(
-    ("status", "ready", "running", "broken"),
-    [
-        ({"phase": "Running", "conditions": READY, "containerStatuses": [state(running={})]}, True, True, ""),
-        ({"phase": "Running", "containerStatuses": [state(running={})]}, False, True, ""),
-        ({"phase": "Pending"}, False, False, ""),
-        ({"containerStatuses": [state(waiting={"reason": "ContainerCreating"})]}, False, False, ""),
-        ({"containerStatuses": [state(waiting={"reason": "ErrImagePull"})]}, False, False, "ErrImagePull"),
-        (
-            {"initContainerStatuses": [state("i", waiting={"reason": "CrashLoopBackOff"})]},
-            False,
-            False,
-            "CrashLoopBackOff",
-        ),
-        ({"containerStatuses": [crashed(lives=3, last_s=5)]}, False, True, "CrashLoopBackOff"),
-        ({"containerStatuses": [crashed(lives=2, last_s=5)]}, False, True, ""),
-        ({"containerStatuses": [crashed(lives=3, last_s=3_600)]}, False, True, ""),
-        ({"conditions": READY, "containerStatuses": [crashed(lives=3, last_s=5, ready=True)]}, True, True, ""),
-        ({"phase": "Failed", "reason": "Evicted", "conditions": READY}, False, False, "Evicted"),
-        ({"phase": "Failed"}, False, False, "Failed"),
-        ({}, False, False, ""),
-    ],
-)
+STATUSES = [
+    ({"phase": "Running", "conditions": READY, "containerStatuses": [state(running={})]}, True, True, ""),
+    ({"phase": "Running", "containerStatuses": [state(running={})]}, False, True, ""),
+    ({"phase": "Pending"}, False, False, ""),
+    ({"containerStatuses": [state(waiting={"reason": "ContainerCreating"})]}, False, False, ""),
+    ({"containerStatuses": [state(waiting={"reason": "ErrImagePull"})]}, False, False, "ErrImagePull"),
+    (
+        {"initContainerStatuses": [state("i", waiting={"reason": "CrashLoopBackOff"})]},
+        False,
+        False,
+        "CrashLoopBackOff",
+    ),
+    ({"containerStatuses": [crashed(lives=3, last_s=5)]}, False, True, "CrashLoopBackOff"),
+    ({"containerStatuses": [crashed(lives=2, last_s=5)]}, False, True, ""),
+    ({"containerStatuses": [crashed(lives=3, last_s=3_600)]}, False, True, ""),
+    ({"conditions": READY, "containerStatuses": [crashed(lives=3, last_s=5, ready=True)]}, True, True, ""),
+    ({"phase": "Failed", "reason": "Evicted", "conditions": READY}, False, False, "Evicted"),
+    ({"phase": "Failed"}, False, False, "Failed"),
+    ({}, False, False, ""),
+]
+"""Of pods: what one says, and whether it is ready, whether it runs, and why it is broken."""
+
+
+@pytest.mark.parametrize(("status", "ready", "running", "broken"), STATUSES)
 def test_a_pod_is_read(status: dict[str, Any], ready: bool, running: bool, broken: str) -> None:
     seen = workers.pod(found(**status), "f", 5)
     assert seen is not None
