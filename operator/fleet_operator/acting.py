@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,8 +25,10 @@ from fleet_operator import actions, clock, errors, kinds, looking, naming
 from fleet_operator.cache import Cache, Found
 from fleet_operator.kinds import FleetKey, Kind
 
+log = logging.getLogger(__name__)
+
 WRITE_S = 5.0
-STAMP_S_MIN = 0.1
+STAMP_S_MIN = 0.08
 """With less time left, a write that stamps rules isn't begun: the look has become too old."""
 
 PLAN_S_MAX = 20.0
@@ -72,13 +75,14 @@ _GRAVITY = list(End)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     """rest: the end but for refusals of the fleet's own objects, which keep nothing else from being done. done: actions that were carried
-    out. is_stamped: a new rules generation was published, in time. is_told: the status that the plan's events belong to stands. why: the first thing that went wrong. refusals: to be told in the
+    out. stamped: whether a new rules generation
+    was published in time; None: there was none. is_told: the status that the plan's events belong to stands. why: the first thing that went wrong. refusals: to be told in the
     fleet's conditions."""
 
     end: End = End.DONE
     rest: End = End.DONE
     done: int = 0
-    is_stamped: bool = False
+    stamped: bool | None = None
     is_told: bool = False
     why: str = ""
     refusals: tuple[str, ...] = ()
@@ -124,10 +128,14 @@ class Acting:
                 round_.act(action)
             except errors.OperatorError as error:
                 failed = _end_of(error)
+                if failed is End.CONFLICT and _is_copy(action):
+                    failed = (
+                        End.REFUSED
+                    )  # one that isn't ours has its name: nothing that the next look would know better
                 end, why = max(end, failed, key=_GRAVITY.index), why or str(error)
                 if failed is End.REFUSED:
                     refused.append(known or _Refused(action, None, str(error)))
-                if failed is not End.REFUSED or not isinstance(action, _OWN):
+                if failed is not End.REFUSED or not _is_own(action):
                     rest = max(rest, failed, key=_GRAVITY.index)
                 if not _goes_on(action, failed):
                     break
@@ -135,13 +143,13 @@ class Acting:
                 done += 1
                 is_told |= isinstance(action, actions.WriteStatus | actions.RemoveFinalizer)
         self._keep(fleet, [*refused, *before])
-        return Result(end, rest, done, round_.is_stamped, is_told, why, tuple(each.why for each in refused))
+        return Result(end, rest, done, round_.stamped, is_told, why, tuple(each.why for each in refused))
 
     def _keep(self, fleet: FleetKey, refused: Sequence[_Refused]) -> None:
         """The newest of each action; of those that weren't come to, what is known of them."""
         now_s, kept = self._clock.monotonic(), list[_Refused]()
         for each in refused:
-            if each.is_fresh(now_s) and isinstance(each.action, _OWN) and each.action not in [k.action for k in kept]:
+            if each.is_fresh(now_s) and _is_own(each.action) and each.action not in [k.action for k in kept]:
                 kept.append(each if each.asked_s is not None else dataclasses.replace(each, asked_s=now_s))
         if kept:
             self._refused[fleet] = kept
@@ -160,8 +168,17 @@ def _end_of(error: errors.OperatorError) -> End:
     return End.EXPIRED if isinstance(error, errors.ExpiredError) else End.FAILED
 
 
+def _is_own(action: actions.Action) -> bool:
+    """Of the fleet's own objects; nothing waits for them. The copy of a rules generation is one: the fleet's status has it, too."""
+    return isinstance(action, _OWN) or _is_copy(action)
+
+
+def _is_copy(action: actions.Action) -> bool:
+    return isinstance(action, actions.Create) and action.manifest["kind"] == kinds.REVISION.name
+
+
 def _goes_on(action: actions.Action, end: End) -> bool:
-    if isinstance(action, _OWN):
+    if _is_own(action):
         return end is End.REFUSED
     return isinstance(action, _EACH_ALONE) and end is End.CONFLICT
 
@@ -172,8 +189,8 @@ class _Round:
     def __init__(self, api: Api, cache: Cache, taken: looking.Taken, now: clock.Clock) -> None:
         self._api, self._cache, self._clock = api, cache, now
         self._look, self._fleet = taken.look, taken.document
-        self._namespace, self._publish_by_ms = taken.look.namespace, taken.publish_by_ms
-        self.is_stamped = False
+        self._namespace, self._publish_by_s = taken.look.namespace, taken.publish_by_s
+        self.stamped: bool | None = None
 
     def act(self, action: actions.Action) -> None:
         """Raises OperatorError."""
@@ -226,14 +243,21 @@ class _Round:
             return
         # A generation's start is a promise that workers hear of it in time. The first one judges all that was before, too.
         late = "the rules' new generation would be published too late; it is stamped anew"
-        within_s = (self._publish_by_ms - self._clock.now_ms()) / 1_000
+        within_s = self._publish_by_s - self._clock.monotonic()
         if within_s < STAMP_S_MIN:
             raise errors.ExpiredError(late)
         try:
             self._keep(self._api.replace(kinds.FLEET, self._namespace, document, "status", within_s))
         except errors.ApiUnavailableError as error:
             raise errors.ExpiredError(f"{late} ({error})") from error
-        self.is_stamped = True
+        over_s = self._clock.monotonic() - self._publish_by_s
+        self.stamped = over_s <= 0
+        if over_s * 1_000 > looking.LATE_MS:
+            # The server counts the time from when the write reached it. Workers look at it, too (`late_generations`).
+            log.warning(
+                "a rules generation was answered %.0f ms too late: some records may be judged by the one before",
+                over_s * 1_000,
+            )
 
     def _stamps(self, status: Mapping[str, Any]) -> bool:
         """Whether the newest generation comes into being with this write. One that was known before only is put back where it stood."""

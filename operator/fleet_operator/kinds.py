@@ -107,7 +107,11 @@ def _pod(found: Mapping[str, Any]) -> dict[str, Any]:
         "spec": _some(found.get("spec") or {}, ("nodeName",)),
         "status": {
             **_some(status, ("phase", "reason", "podIP")),
-            "conditions": [_some(entry, ("type", "status")) for entry in status.get("conditions") or ()],
+            "conditions": [
+                _some(entry, ("type", "status", "lastTransitionTime"))
+                for entry in status.get("conditions") or ()
+                if entry["type"] == "Ready"
+            ],
             **{name: [_container(entry) for entry in status[name]] for name in _CONTAINERS if status.get(name)},
         },
     }

@@ -30,10 +30,12 @@ from fleet_operator.kinds import FleetKey, Kind
 
 log = logging.getLogger(__name__)
 
-PUBLISH_MS_FIRST, PUBLISH_MS_MAX = 250, 4_000
+PUBLISH_MS_FIRST, PUBLISH_MS_MAX = 200, 4_000
 """From the look to the moment when a new rules generation stands in the fleet's status, at most: `acting` holds the write to it. A
-generation starts this and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it. Twice as much after a write that
+generation starts this, LATE_MS and generations.AHEAD_MS after the look, so workers have all of AHEAD_MS to hear of it. Twice as much after a write that
 came too late, so that an edit gets through where the API server or this operator is slow; half of it after one that came in time."""
+LATE_MS = 150
+"""The API server counts a write's time from when the write has reached it: one may stand so much later than it should."""
 GONE_S_MAX = 600.0
 """So long it is known when a worker was last heard of that has no pod any more."""
 REPLAY_MARGIN_MS = 600_000
@@ -59,8 +61,8 @@ class Taken:
     look: observed.Look
     document: Found
     stream: stream_watch.Seen
-    publish_by_ms: int
-    """Until then a generation that is stamped by this look must stand in the fleet's status."""
+    publish_by_s: float
+    """By the monotonic clock: until then a generation that is stamped by this look must stand in the fleet's status."""
     is_early: bool = False
 
     def without_stamping(self) -> Taken:
@@ -98,7 +100,7 @@ class Looking:
         if document is None:
             return None
         known = self._known.setdefault(fleet, _Known())
-        now_ms = source.clock.now_ms()
+        now_ms, now_s = source.clock.now_ms(), source.clock.monotonic()
         metadata = document["metadata"]
         status = document.get("status") or {}
         owner = naming.Owner(metadata["name"], metadata["uid"], int(metadata.get("generation") or 1))
@@ -137,7 +139,7 @@ class Looking:
             refusals=refusals,
             watching_since_ms=clock.wall_ms(source.clock, self.watching_since_s),
         )
-        return Taken(look, document, stream, now_ms + known.publish_ms, is_early)
+        return Taken(look, document, stream, now_s + known.publish_ms / 1_000, is_early)
 
     def stamped(self, fleet: FleetKey, in_time: bool) -> float:
         """A new generation was published within the time for it, or wasn't; the seconds that the next one gets."""
@@ -270,7 +272,7 @@ class Looking:
             return observed.Rules(revisions, None, 0, broken, known.published)
         reached_ms = max(now_ms, stream.now_ms)
         oldest_ms = min(now_ms, stream.now_ms) - stream.retention_ms - REPLAY_MARGIN_MS
-        ahead_ms = reached_ms + known.publish_ms + generations.AHEAD_MS
+        ahead_ms = reached_ms + known.publish_ms + LATE_MS + generations.AHEAD_MS
         return observed.Rules(revisions, ahead_ms, oldest_ms, broken, known.published)
 
 

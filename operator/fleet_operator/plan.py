@@ -79,7 +79,9 @@ class _Round:
         """Partitions first, then workers. What handoff would say of a fleet without owners is nothing that anybody needs to know."""
         change = letting_go.named_for_nobody(self.look.partitions, self.look.now_ms)
         waits = change or letting_go.still_held(self.situation)
-        kept = self.look.pods_asked_for if waits else 0
+        # A set that is just being made anew, for larger claims, asks for none.
+        there = max((pod.ordinal + 1 for pod in self.look.pods), default=0)
+        kept = max(self.look.pods_asked_for, there) if waits else 0
         return control.Wanted(change=tuple(change), workers_kept=kept)
 
     # ── updates ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,6 +106,7 @@ class _Round:
                 partitions=self.look.partitions,
                 now_ms=self.look.now_ms,
                 is_seen=kept.is_seen,
+                begun="" if restart is None else restart.worker,
                 too_many_are_silent=self.situation.too_many_are_silent,
             )
         )

@@ -81,8 +81,8 @@ class Reconciling:
         made = plan.plan(look)
         result = parts.acting.carry_out(taken, made)
         late, again_s = result.why if result.rest is End.EXPIRED else "", 0.0
-        if late or result.is_stamped:
-            again_s = parts.looking.stamped(fleet, in_time=not late)
+        if late or result.stamped is not None:
+            again_s = parts.looking.stamped(fleet, in_time=bool(result.stamped))
         if late:
             # Only what stamps rules can be too late, and that mustn't keep partitions from being taken over where the API server is slow.
             taken = taken.without_stamping()

@@ -5,7 +5,7 @@ environments, marks them clean), comes back on the same disk, and keeps its part
 stops the update: those not yet reached go on as they are. What is broken already and was made from an older template is made anew
 whatever else waits, since nothing can be lost by it, and it is how a bad update is mended: by the next one.
 
-    broken and outdated            → Restart, the highest ordinal first
+    broken and outdated            → Restart, the highest ordinal first; while another one is being made anew → Wait
     the StatefulSet isn't seen     → Wait
     too many workers are silent    → Wait
     one ends, is missing, starts   → Wait; too long → Stuck
@@ -25,7 +25,7 @@ from fleet_model.twin_partition import Phase
 from fleet_operator import workers
 
 START_MS_MAX = 600_000
-"""A worker that isn't ready so long after its pod was made doesn't become ready by itself: its image, its node, its streams or its
+"""A worker that hasn't been ready for so long, be it since its pod was made, doesn't become ready by itself: its image, its node, its streams or its
 bucket need somebody. Twins that come back from the bucket take a minute for tens of millions."""
 
 
@@ -64,7 +64,8 @@ Decision: TypeAlias = Settled | Wait | Restart | Stuck
 @dataclasses.dataclass(frozen=True, slots=True)
 class Look:
     """template: the hash that pods should have. replicas: pods that the StatefulSet should have. is_seen: the StatefulSet's
-    controller has seen what was applied last; before, it might make the old pod again. partitions: all of the fleet's.
+    controller has seen what was applied last; before, it might make the old pod again. begun: the worker that is being made anew, whose
+    partitions wait for it; "" = none. partitions: all of the fleet's.
     too_many_are_silent: of the workers."""
 
     template: str
@@ -73,6 +74,7 @@ class Look:
     partitions: Sequence[twin_partition.TwinPartition]
     now_ms: int
     is_seen: bool = True
+    begun: str = ""
     too_many_are_silent: bool = False
 
 
@@ -83,6 +85,8 @@ def decide(look: Look) -> Decision:
         return Wait("the StatefulSet's controller hasn't seen the new template yet")
     for pod in outdated:
         if why := _broken(pod, look.now_ms):
+            if look.begun not in ("", pod.name):
+                return Wait(f"{look.begun} is being made anew")
             return Restart(pod.name, pod.uid, f"it is broken ({why}), and of an older template")
     if look.too_many_are_silent:
         return Wait("too many workers are silent")
@@ -103,7 +107,7 @@ def decide(look: Look) -> Decision:
 def _broken(pod: workers.Pod, now_ms: int) -> str:
     if pod.broken or pod.ready:
         return "" if pod.ready else pod.broken
-    return "not ready for too long" if now_ms - pod.created_ms >= START_MS_MAX else ""
+    return "not ready for too long" if now_ms - max(pod.created_ms, pod.unready_ms) >= START_MS_MAX else ""
 
 
 def _unfinished(look: Look, pods: Sequence[workers.Pod]) -> Decision | None:

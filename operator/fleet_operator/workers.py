@@ -50,7 +50,7 @@ class Answer:
 class Pod:
     """One worker's. template: the hash of the template that it was made from. running: its container runs. terminating: it was
     deleted and is still there, be it on a node that is lost. broken: why it won't become ready by waiting; "" = it may. crashed: its
-    container has ended by an error, and hasn't become ready since."""
+    container has ended by an error, and hasn't become ready since. unready_ms: since when it isn't ready; before that it was, or wasn't there."""
 
     name: str
     ordinal: int
@@ -63,6 +63,7 @@ class Pod:
     terminating: bool = False
     broken: str = ""
     crashed: bool = False
+    unready_ms: int = 0
 
 
 def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
@@ -74,9 +75,10 @@ def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
     containers = {entry["name"]: entry for entry in status.get("containerStatuses") or ()}
     container = containers.get(overlay.WORKER) or {}
     state, ended = container.get("state") or {}, (container.get("lastState") or {}).get("terminated") or {}
-    conditions = {entry["type"]: entry["status"] == "True" for entry in status.get("conditions") or ()}
+    told: Mapping[str, Any] = next((entry for entry in status.get("conditions") or () if entry["type"] == "Ready"), {})
     is_over = status.get("phase") in ("Failed", "Succeeded")
-    ready = conditions.get("Ready", False) and not is_over
+    ready = told.get("status") == "True" and not is_over
+    unready_ms = 0 if ready else _time_ms(told.get("lastTransitionTime"))
     return Pod(
         name=metadata["name"],
         ordinal=ordinal,
@@ -89,7 +91,12 @@ def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
         terminating=bool(metadata.get("deletionTimestamp")),
         broken=_broken(status, is_over),
         crashed=not ready and bool(ended.get("exitCode")),
+        unready_ms=max(created_ms, unready_ms),
     )
+
+
+def _time_ms(text: str | None) -> int:
+    return int(datetime.datetime.fromisoformat(text).timestamp() * 1000) if text else 0
 
 
 def _broken(status: Mapping[str, Any], is_over: bool) -> str:

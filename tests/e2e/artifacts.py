@@ -5,9 +5,11 @@ Gathering never hides the failure: what can't be had is noted in the folder inst
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -32,10 +34,12 @@ async def scene_of(stage: scenes.Stage, request: pytest.FixtureRequest) -> Async
     namespace = request.node.name.removeprefix("test_").replace("_", "-")[:40].strip("-")
     async with scenes.opened(stage, namespace) as opened:
         failed = request.session.testsfailed
-        yield opened
-        if request.session.testsfailed > failed:
-            print(f"what is left of it: {await gather(opened, request.node.name)}")
-        await scenes.closed(opened)
+        try:
+            yield opened
+            if request.session.testsfailed > failed:
+                print(f"what is left of it: {await gather(opened, request.node.name)}")
+        finally:
+            await scenes.closed(opened)
 
 
 async def gather(scene: scenes.Scene, test: str) -> Path:
@@ -45,7 +49,10 @@ async def gather(scene: scenes.Scene, test: str) -> Path:
     await _printed(scene, folder / "objects.txt", "get", KINDS, "-o=wide")
     await _printed(scene, folder / "events.txt", "get", "events", "--sort-by=.lastTimestamp", "-o=wide")
     await _pods(scene, folder)
-    scene.stage.operator.gather(folder)
+    try:
+        await asyncio.to_thread(scene.stage.operator.gather, folder)
+    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        _write(folder / "operator.missing", repr(error))
     await scene.stage.cluster.gather(folder)
     return folder
 

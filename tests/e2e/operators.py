@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ IMAGE = "localhost/fleet-twin:dev"
 LEASE_NAMESPACE = "fleet-twin-system"
 RELEASE = "fleet-twin"
 CHART = Path(__file__).parents[2] / "charts" / "fleet-twin"
+METRICS_PORT = 8081
 HELM_S_MAX = 180
 READY_S_MAX = 120.0
 LOOK_AGAIN_S = 0.2
@@ -35,8 +37,11 @@ class Operator(Protocol):
 
     def start(self) -> None: ...
 
+    def leads_at(self) -> str:
+        """The node of the one that acts; "" where it isn't a pod."""
+
     def gather(self, folder: Path) -> None:
-        """Its log, for whoever looks into a failure."""
+        """What it said, for whoever looks into a failure. May raise: a cluster that doesn't answer has no logs."""
 
 
 class OperatorProcess:
@@ -103,6 +108,9 @@ class OperatorProcess:
             self._process.wait()
         self._process = None
 
+    def leads_at(self) -> str:
+        return ""
+
     def gather(self, folder: Path) -> None:
         if self._log_path.exists():
             (folder / "operator.log").write_bytes(self._log_path.read_bytes())
@@ -162,9 +170,28 @@ class OperatorPod:
             for pid in asyncio.run(self._cluster.processes(pod["metadata"]["uid"], "operator"))[:1]:
                 os.kill(pid, signal.SIGKILL)
 
+    def leads_at(self) -> str:
+        told = self._asked("get", "lease", "--output=jsonpath={.items[*].spec.holderIdentity}")
+        leaders = [
+            pod for pod in self._pods() if any(word.startswith(pod["metadata"]["name"]) for word in told.split())
+        ]
+        assert len(leaders) == 1, f"{len(leaders)} operators lead: {told}"
+        return str(leaders[0]["spec"]["nodeName"])
+
     def gather(self, folder: Path) -> None:
-        logs = self._asked("logs", "--selector=app.kubernetes.io/component=operator", "--tail=-1", "--prefix")
-        (folder / "operator.log").write_text(logs)
+        """Each pod's log, its log before it was killed last, and its metrics."""
+        for pod in self._pods():
+            name, address = pod["metadata"]["name"], pod["status"].get("podIP")
+            for ending, words in (("log", ()), ("before.log", ("--previous",))):
+                said = self._run("logs", name, "--tail=-1", *words)
+                (folder / f"{name}.{ending}").write_text(said.stdout or said.stderr)
+            if address:
+                try:
+                    with urllib.request.urlopen(f"http://{address}:{METRICS_PORT}/metrics", timeout=5) as answer:
+                        told = answer.read().decode()
+                except OSError as error:
+                    told = f"{error!r}"
+                (folder / f"{name}.metrics.txt").write_text(told)
 
     def _pods(self) -> list[dict[str, Any]]:
         told = self._asked("get", "pods", "--selector=app.kubernetes.io/component=operator", "-o=json")
@@ -172,9 +199,12 @@ class OperatorPod:
         return found
 
     def _asked(self, *words: str) -> str:
-        command = [str(self._cluster.kubectl), f"--kubeconfig={self._cluster.kubeconfig}", *words]
-        done = subprocess.run(
-            [*command, f"--namespace={LEASE_NAMESPACE}"], capture_output=True, text=True, timeout=60, check=False
-        )
+        done = self._run(*words)
         assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
         return done.stdout
+
+    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self._cluster.kubectl), f"--kubeconfig={self._cluster.kubeconfig}", *words]
+        return subprocess.run(
+            [*command, f"--namespace={LEASE_NAMESPACE}"], capture_output=True, text=True, timeout=60, check=False
+        )

@@ -82,19 +82,37 @@ async def workers_die(scene: scenes.Scene, operator_dies: random.Random | None =
 
 
 async def a_node_is_lost(scene: scenes.Scene, operator_dies: random.Random | None = None) -> None:
-    """Its pod stays Terminating or Running for good: nobody waits for it."""
+    """One where no operator leads; then the one where it does, while the other operator dies, too, and with the pod Terminating for good.
+    Nobody waits for either."""
     await given.a_fleet(scene, workers=2)
     await given.a_steady_load(scene)
     await asyncio.sleep(BEFORE_S)
-    node = await when.the_node_of_a_worker_is_lost(scene, 1)
+    leads_at = await asyncio.to_thread(scene.stage.operator.leads_at)
+    ordinal = await scene.worker_elsewhere(leads_at)
+    node = await when.the_node_of_a_worker_is_lost(scene, ordinal)
     try:
-        await _in_the_middle(scene, operator_dies)
-        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-1")
+        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}")
         await then.twins_and_effects_equal_the_model(scene, f"a node lost, taken over in {seconds:.1f} s")
     finally:
         await when.the_node_comes_back(scene, node)
     await then.the_fleet_has_settled(scene, 2)
     await then.twins_and_effects_equal_the_model(scene, "the node came back")
+    if operator_dies is not None:
+        await _the_operators_node_is_lost(scene, operator_dies)
+
+
+async def _the_operators_node_is_lost(scene: scenes.Scene, operator_dies: random.Random) -> None:
+    ordinal = 1 - await scene.worker_elsewhere(await asyncio.to_thread(scene.stage.operator.leads_at))
+    node = await when.the_node_of_a_worker_is_lost(scene, ordinal)
+    try:
+        await when.a_pod_is_deleted(scene, ordinal)
+        await _in_the_middle(scene, operator_dies)
+        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}", seconds_max=90.0)
+        await then.twins_and_effects_equal_the_model(scene, f"the operator's node lost, taken over in {seconds:.1f} s")
+    finally:
+        await when.the_node_comes_back(scene, node)
+    await then.the_fleet_has_settled(scene, 2)
+    await then.twins_and_effects_equal_the_model(scene, "that node came back")
 
 
 async def the_api_server_goes_away(scene: scenes.Scene) -> None:
@@ -115,11 +133,12 @@ async def a_zombie_is_fenced(scene: scenes.Scene) -> None:
     await given.a_steady_load(scene)
     await asyncio.sleep(BEFORE_S)
     zombie = await scene.pod(1)
+    had = await scene.shards_of(zombie["metadata"]["name"])
     node = await when.the_node_of_a_worker_is_lost(scene, 1, processes_live_on=True)
     try:
         await when.a_pod_is_force_deleted(scene, 1)
         await then.the_worker_is_back_or_others_have_taken_over(scene, 1, zombie["metadata"]["uid"])
-        await then.the_zombie_is_fenced(scene, zombie)
+        await then.the_zombie_is_fenced(scene, zombie, had)
         await then.twins_and_effects_equal_the_model(scene, "a zombie")
     finally:
         await when.the_node_comes_back(scene, node)

@@ -33,9 +33,12 @@ LOOK_AGAIN_S = 0.2
 CHECKPOINT_INTERVAL = "5s"
 RATE = int(os.environ.get("FLEET_TWIN_E2E_RATE", "2000"))
 DEVICES = int(os.environ.get("FLEET_TWIN_E2E_DEVICES", "20000"))
+KINESIS = os.environ.get("FLEET_TWIN_E2E_KINESIS", "memory")
 EDITS = int(os.environ.get("FLEET_TWIN_E2E_EDITS", "6"))
 PATIENCE = float(os.environ.get("FLEET_TWIN_E2E_PATIENCE", "1"))
 """Factor on every deadline but those that are promises, for machines that are busy with other things."""
+RATE_MIN = 0.8 * RATE / PATIENCE if KINESIS == "memory" else 0.0
+"""Records/s that a steady load must have put: less would prove less. Other emulators take what they can."""
 
 
 class KubectlError(AssertionError):
@@ -127,6 +130,15 @@ class Scene:
     async def pod(self, ordinal: int) -> Manifest:
         (found,) = [pod for pod in await self.pods() if pod["metadata"]["name"] == f"{NAME}-{ordinal}"]
         return found
+
+    async def worker_elsewhere(self, node: str) -> int:
+        """The ordinal of one of two workers, not on that node."""
+        return next((index for index, pod in enumerate(await self.pods()) if pod["spec"]["nodeName"] != node), 1)
+
+    async def shards_of(self, worker: str) -> list[str]:
+        """That it runs, as it says itself."""
+        told = [(entry["spec"]["shardId"], entry.get("status") or {}) for entry in await self.partitions()]
+        return [shard for shard, status in told if status.get("worker") == worker and status.get("phase") == "Running"]
 
     async def partitions(self) -> list[Manifest]:
         return await self.stage.objects("twinpartitions", self.namespace)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def with_chart(cluster: providers.Cluster, image: str, folder: Path) -> Iterator
 
 
 def _kinesis(address: str = "127.0.0.1") -> contextlib.AbstractContextManager[str]:
-    match os.environ.get("FLEET_TWIN_E2E_KINESIS", "memory"):
+    match scene.KINESIS:
         case "memory":
             return memory_kinesis_server.running(address)
         case "kinesis-local":

@@ -43,9 +43,13 @@ class Told:
     missed: int = 0
     seconds: float = 0.0
 
+    @property
+    def rate(self) -> float:
+        """Records/s."""
+        return self.records / self.seconds if self.seconds else 0.0
+
     def __str__(self) -> str:
-        rate = self.records / self.seconds if self.seconds else 0.0
-        return f"{self.records} records at {rate:.0f}/s" + (f", {self.missed} ticks missed" if self.missed else "")
+        return f"{self.records} records at {self.rate:.0f}/s" + (f", {self.missed} ticks missed" if self.missed else "")
 
 
 class SteadyLoad:

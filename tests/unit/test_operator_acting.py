@@ -93,7 +93,9 @@ class Scene:
             "metadata": {"name": "trucks", "namespace": "depot", "uid": "fleet-uid", "resourceVersion": "7"},
         }
         taken = dataclasses.replace(scenes.Cluster().look(), now_ms=NOW_MS, **look)
-        self.taken = looking.Taken(taken, document, stream_watch.Seen(is_asked=True), NOW_MS + looking.PUBLISH_MS_FIRST)
+        self.taken = looking.Taken(
+            taken, document, stream_watch.Seen(is_asked=True), (NOW_MS + looking.PUBLISH_MS_FIRST) / 1_000
+        )
         self.acts = acting.Acting(self.api, self.cache, self._check, self.clock)
 
     def _check(self) -> None:
@@ -230,19 +232,40 @@ STAMPED = {"rules": {"generation": 2}}
 def test_a_new_generation_is_published_in_time_or_stamped_anew() -> None:
     scene = Scene(status={"rules": {"generation": 1}})
     scene.clock.ms = NOW_MS + 100
-    assert scene.act(actions.WriteStatus(STAMPED)).is_stamped
-    assert scene.api.asked[0][2]["within_s"] == pytest.approx((looking.PUBLISH_MS_FIRST - 100) / 1000)
+    assert scene.act(actions.WriteStatus(STAMPED)).stamped
+    assert scene.api.asked[0][2]["within_s"] == pytest.approx((looking.PUBLISH_MS_FIRST - 100) / 1000, abs=0.001)
     late = Scene(status={"rules": {"generation": 1}})
     late.clock.ms = NOW_MS + looking.PUBLISH_MS_FIRST - 50
     result = late.act(actions.WriteStatus(STAMPED), actions.Apply(child("a")))
     assert late.api.asked == []
-    assert (result.end, result.is_stamped, result.is_told) == (End.EXPIRED, False, False)
+    assert (result.end, result.stamped, result.is_told) == (End.EXPIRED, None, False)
+
+
+def test_a_generation_that_is_answered_too_late_counts_as_late_and_is_told_when_it_may_matter(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for takes_ms, in_time, told in ((100, True, False), (250, False, False), (400, False, True)):
+        scene = Scene(status={"rules": {"generation": 1}})
+        scene.api.takes_ms = takes_ms
+        caplog.clear()
+        assert scene.act(actions.WriteStatus(STAMPED)).stamped is in_time
+        assert ("too late" in caplog.text) is told
+
+
+def test_a_copy_of_a_generation_that_cant_be_kept_keeps_no_partition_from_its_owner() -> None:
+    revision = {**child("trucks-1"), "kind": "ControllerRevision"}
+    for error in (errors.RefusedError("a quota"), errors.ConflictError("somebody else's")):
+        scene = Scene()
+        scene.api.fails["create", "trucks-1"] = error
+        result = scene.act(actions.Create(revision), actions.ChangePartition(entry(0)))
+        assert ("merge", "trucks-0") in scene.api.verbs
+        assert (result.end, result.rest, result.refusals) == (End.REFUSED, End.DONE, (str(error),))
 
 
 def test_a_status_without_new_rules_has_all_the_time() -> None:
     scene = Scene(status={"rules": {"generation": 2}})
     scene.clock.ms = NOW_MS + 60_000
-    assert not scene.act(actions.WriteStatus(STAMPED)).is_stamped
+    assert scene.act(actions.WriteStatus(STAMPED)).stamped is None
     assert scene.api.asked[0][2]["within_s"] == acting.WRITE_S
 
 

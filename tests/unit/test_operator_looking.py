@@ -122,7 +122,7 @@ def test_a_generation_starts_after_what_it_takes_to_publish_it_by_the_later_cloc
     ahead = scene.clock.now_ms() + 5_000
     scene.streams.known = stream_watch.Seen(True, (), ahead, 86_400_000)
     look = scene.look()
-    assert look.rules.effective_ms == ahead + looking.PUBLISH_MS_FIRST + 1_000
+    assert look.rules.effective_ms == ahead + looking.PUBLISH_MS_FIRST + looking.LATE_MS + 1_000
     assert look.rules.oldest_ms < look.now_ms - 86_400_000
 
 
@@ -134,8 +134,9 @@ def test_a_generation_that_was_published_too_late_gets_twice_the_time_until_one_
     def given_ms() -> int:
         taken = scene.looks.look(FLEET, ())
         assert taken is not None
-        assert taken.look.rules.effective_ms == taken.publish_by_ms + 1_000
-        return taken.publish_by_ms - taken.look.now_ms
+        given = round((taken.publish_by_s - scene.clock.monotonic()) * 1_000)
+        assert taken.look.rules.effective_ms == taken.look.now_ms + given + looking.LATE_MS + 1_000
+        return given
 
     assert given_ms() == first
     assert scene.looks.stamped(FLEET, in_time=False) == 2 * first / 1000

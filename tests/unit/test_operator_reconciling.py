@@ -63,7 +63,9 @@ def _lost_worker_and_edited_rules() -> looking.Taken:
     document = {**cluster.document, "status": cluster.status}
     document["metadata"] = {**document["metadata"], "uid": "fleet-uid", "resourceVersion": "7"}
     look = cluster.look()
-    return looking.Taken(look, document, stream_watch.Seen(is_asked=True), look.now_ms + looking.PUBLISH_MS_FIRST)
+    return looking.Taken(
+        look, document, stream_watch.Seen(is_asked=True), (look.now_ms + looking.PUBLISH_MS_FIRST) / 1_000
+    )
 
 
 def _round(taken: looking.Taken, api: slow.Api) -> tuple[triggers.Outcome, Metrics]:

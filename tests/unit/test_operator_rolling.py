@@ -51,6 +51,19 @@ LONG_AGO_MS = NOW_MS - rolling.START_MS_MAX
         pytest.param([pod(0, "old"), pod(1, ready=False)], "Wait", id="the updated one isn't ready yet"),
         pytest.param([pod(0, "old"), pod(1, ready=False, created_ms=LONG_AGO_MS)], "Stuck", id="nor does it become so"),
         pytest.param(
+            [pod(0, "old"), pod(1, ready=False, created_ms=0, unready_ms=NOW_MS - 9_000)],
+            "Wait",
+            id="an old one that isn't ready for a moment",
+        ),
+        pytest.param(
+            [pod(0, "old", ready=False, created_ms=0, unready_ms=NOW_MS - 9_000), pod(1, created_ms=0)],
+            "Wait",
+            id="an outdated one that isn't ready for a moment goes through the gates",
+        ),
+        pytest.param(
+            [pod(0, "old"), pod(1, ready=False, created_ms=0, unready_ms=LONG_AGO_MS)], "Stuck", id="nor again"
+        ),
+        pytest.param(
             [pod(0, "old"), pod(1, ready=False, broken="ImagePullBackOff")], "Stuck", id="the update is broken"
         ),
         pytest.param(
@@ -191,6 +204,19 @@ def test_a_pod_is_read(status: dict[str, Any], ready: bool, running: bool, broke
     assert seen is not None
     assert (seen.ready, seen.running, seen.broken) == (ready, running, broken)
     assert (seen.ordinal, seen.template, seen.node, seen.created_ms) == (1, "new", "node", 5)
+
+
+def test_since_when_a_pod_is_not_ready() -> None:
+    told = {"type": "Ready", "status": "False", "lastTransitionTime": "1970-01-01T00:10:00Z"}
+    seen = [workers.pod(found(conditions=[each]), "f", 5) for each in (told, {**told, "status": "True"}, READY[0])]
+    assert [pod.unready_ms for pod in seen if pod is not None] == [600_000, 5, 5]
+
+
+def test_what_is_broken_waits_for_another_that_is_being_made_anew() -> None:
+    broken = [pod(0, "old", ready=False, broken="ErrImagePull"), pod(1, "old", ready=False, broken="ErrImagePull")]
+    assert restarted(decide(broken)) == "f-1"
+    assert restarted(decide(broken, begun="f-1")) == "f-1"
+    assert decide(broken, begun="f-0") == rolling.Wait("f-0 is being made anew")
 
 
 def test_pods_of_others_are_not_read() -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import aiohttp
+import pytest
 
 from fleet_model import packed_generations, rules
 from fleet_worker import metrics, pod_orders, ports, supervisor
@@ -117,6 +118,23 @@ def test_a_partition_that_leaves_with_its_question_open_leaves_no_trouble_behind
             pod.api.refusal = ""
             await asyncio.sleep(10.0)
             assert pod.ownership.trouble == ""
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize(("starts_ms", "late"), [(1_000_801, 0), (1_000_800, 1), (999_000, 1)])
+def test_a_generation_that_starts_where_all_was_taken_to_be_known_is_told_as_late(starts_ms: int, late: int) -> None:
+    async def main() -> None:
+        pod = Pod()
+        async with pod.following():
+            await pod.orders.rules_known(1_000_000)
+            kept = (*RULES, rules.RulesGeneration(2, starts_ms))
+            pod.api.fleet = {
+                "metadata": {"name": "trucks", "uid": "1", "resourceVersion": "8"},
+                "status": {"rules": {"generations": packed_generations.pack(kept)}},
+            }
+            await pod.orders.rules_known(1_002_000)
+            assert next(iter(pod.measured.rules_late.collect())).samples[0].value == late
 
     virtual_time.run(main())
 

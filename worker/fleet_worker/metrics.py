@@ -245,6 +245,10 @@ class Metrics:
             "rules_unconfirmed",
             "Times that judging went on by the rules known last, because the control plane couldn't be asked for newer ones for 5 s.",
         )
+        self.rules_late = self._gauge(
+            "rules_late",
+            "Rules generations that were published too late since the worker's start: records may have been judged by the one before (its log says which).",
+        )
         self.control_plane_silent = self._gauge(
             "control_plane_silent_seconds",
             "How long the API server has said nothing to this worker, or has refused to tell it the rules, while it goes on with what it knows; 0 while all is well (see control_plane in /v1/status).",

@@ -41,6 +41,7 @@ class PodOrders:
         self._out_of_reach = False
         self._is_owed = asyncio.Event()
         measured.control_plane_silent.set_function(self._silent_s)
+        measured.rules_late.set_function(lambda: control.rules.late)
 
     async def generations(self, stream: ports.Stream, retention_ms: int) -> Sequence[rules.RulesGeneration]:
         """Waits for the operator to have stamped the first."""

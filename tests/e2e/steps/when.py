@@ -60,6 +60,11 @@ async def the_node_of_a_worker_is_lost(scene: scenes.Scene, ordinal: int, proces
     return node
 
 
+async def a_pod_is_deleted(scene: scenes.Scene, ordinal: int) -> None:
+    """On a lost node it stays Terminating for good."""
+    await scene.kubectl("delete", "pod", f"{scenes.NAME}-{ordinal}", "--wait=false")
+
+
 async def the_node_comes_back(scene: scenes.Scene, node: str) -> None:
     await scene.stage.cluster.bring_back_node(node)
 

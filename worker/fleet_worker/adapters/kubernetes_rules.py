@@ -28,13 +28,15 @@ ASK_S_MAX = 2.0
 
 class FleetRules:
     """Of one fleet, for one reader. trouble: why the rules aren't known for sure; "" when all is well. unanswered, unanswered_since: why
-    the last question had no answer, and when the first of those in a row was begun; "" and None once one is answered."""
+    the last question had no answer, and when the first of those in a row was begun; "" and None once one is answered. late: generations that came
+    after this worker had been told that it knew all up to where they start."""
 
     def __init__(self, api: kubernetes_api.KubernetesApi, folder: str, fleet: str, clock: ports.Clock) -> None:
         """folder: the path of the namespace's fleets."""
         self.unreadable = ""
         self.unanswered = ""
         self.unanswered_since: float | None = None
+        self.late = 0
         self._api = api
         self._path = f"{folder}/{fleet}"
         self._clock = clock
@@ -194,6 +196,7 @@ class FleetRules:
             raise packed_generations.UnreadableGenerationsError(f"{self._path}: status.rules.generations is empty")
         self._check(found)
         self._uid, self._packed = str(uid or ""), packed
+        self._count_late(found)
         if not self._kept or found[-1].generation > self._kept[-1].generation:
             async with self._changed:
                 self._kept = found
@@ -204,6 +207,18 @@ class FleetRules:
         if len(packed) <= UNPACKED_AT_ONCE_MAX:
             return packed_generations.unpack(packed)
         return await asyncio.get_running_loop().run_in_executor(self._thread, packed_generations.unpack, packed)
+
+    def _count_late(self, found: tuple[rules.RulesGeneration, ...]) -> None:
+        """Whoever stamps promises to publish in time; a paused operator or a stalled etcd can break that."""
+        newest, until_ms = self._kept[-1].generation if self._kept else found[-1].generation, self.known_until_ms
+        for entry in found:
+            if entry.generation > newest and entry.effective_ms <= until_ms:
+                self.late += 1
+                log.error(
+                    "rules generation %d starts at %d and came when all until %d was taken to be known: "
+                    "records of these %d ms may have been judged by the one before",
+                    *(entry.generation, entry.effective_ms, until_ms, until_ms - entry.effective_ms),
+                )
 
     def _check(self, found: tuple[rules.RulesGeneration, ...]) -> None:
         """What was judged by stays what it was."""
