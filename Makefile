@@ -1,6 +1,6 @@
 # Fleet Twin's commands. Only python3 (3.11 or newer), make and the package registries are assumed: each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup parts demo test lint sim sim-mutants e2e bench proto crds chart image requirements clean
+.PHONY: help setup parts demo test lint sim sim-mutants e2e soak bench proto crds chart image requirements clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SEEDS ?= 500
+CHURN_MINUTES ?= 30
 
 help: ## what there is (this list)
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ parts: setup ## what the tests take: programs, Debian packages, images; made onc
 
 e2e: parts ## a whole Kubernetes cluster made on this machine (Debian, root; docs/testing.md), real workers, real emulators
 	@FLEET_TWIN_AWSCLI=$(AWSCLI)/bin/aws $(VENV)/bin/python -m pytest tests/integration tests/e2e -m "processes or cluster or e2e_only" $(PYTEST_ARGS)
+
+soak: parts ## fifty fleets under one operator, edited for half an hour: in time, silent at rest, no larger [CHURN_MINUTES=30]
+	@$(VENV)/bin/python -m tests.e2e.operator_scale --churn-minutes $(CHURN_MINUTES)
 
 # What only computes runs on every core; what starts processes of its own, one after the other, since it is timed by the clock.
 test: lint parts ## lint, then every test that this machine can run, the cluster's too [PYTEST_ARGS=…]

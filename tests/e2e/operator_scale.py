@@ -29,6 +29,9 @@ PATH = f"{faked_workers.FLEETS}/namespaces/default/devicefleets"
 SECRETS = "/api/v1/namespaces/default/secrets"
 MIB = 2**20
 SETTLED_S_MAX = 300.0
+"""Then it is given up."""
+SETTLED_S, GROWTH_MAX = 60.0, 0.10
+"""What is promised, of fifty fleets of twenty partitions on a machine with nothing else to do."""
 SAMPLE_S = 2.0
 QUIET = {"Ready": "True", "RulesApplied": "True", "Progressing": "False", "Rebalancing": "False", "Stalled": "False"}
 WRITES = re.compile(r"^apiserver_request_total\{(?P<labels>[^}]*)\} (?P<count>\S+)$", re.MULTILINE)
@@ -76,6 +79,21 @@ class Told:
             return 0.0
         early, late = sorted(self.memory_mib[fifth : 2 * fifth]), sorted(self.memory_mib[-fifth:])
         return late[len(late) // 2] / early[len(early) // 2] - 1
+
+    def broken(self, settled_s_max: float = SETTLED_S) -> list[str]:
+        """Which of the promises; a sentence each."""
+        told = []
+        if self.settled_s > settled_s_max:
+            told.append(f"fleets settled after {self.settled_s:.0f} s, and {settled_s_max:.0f} are promised")
+        if self.writes_at_rest:
+            told.append(f"writes at rest: {_shown(self.writes_at_rest)}")
+        if self.growth > GROWTH_MAX:
+            told.append(f"memory grew by {self.growth:.0%}")
+        return told
+
+
+def _shown(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
 
 
 async def measured(asked: Asked, server: api_server.ApiServer, folder: Path) -> Told:
@@ -218,6 +236,9 @@ def main() -> None:
         "memory_mib": told.memory_mib[:: max(1, len(told.memory_mib) // 30)],
     }
     print(json.dumps({**dataclasses.asdict(asked), **shown}))
+    broken = told.broken()
+    if broken:
+        raise SystemExit("; ".join(broken))
 
 
 if __name__ == "__main__":

@@ -120,8 +120,10 @@ async def the_api_server_goes_away(scene: scenes.Scene) -> None:
     await given.a_fleet(scene, workers=2)
     await given.a_steady_load(scene)
     await asyncio.sleep(BEFORE_S)
-    before = await then.restarts(scene)
-    await when.the_api_server_is_away(scene, API_AWAY_S)
+    before, workers = await then.restarts(scene), await scene.pods()
+    async with when.the_api_server_is_away(scene):
+        await asyncio.sleep(API_AWAY_S)
+        await then.workers_say_that_the_control_plane_is_away(scene, workers)
     await then.the_fleet_has_settled(scene, 2)
     await then.no_worker_was_restarted(scene, before)
     await then.twins_and_effects_equal_the_model(scene, f"the API server away for {API_AWAY_S:.0f} s")
@@ -158,6 +160,24 @@ async def a_deleted_fleet_comes_back(scene: scenes.Scene) -> None:
     await when.the_fleet_is_applied_again(scene)
     await then.the_fleet_has_settled(scene, 2)
     await then.twins_and_effects_equal_the_model(scene, "deleted and applied again")
+    await scene.load.stop()
+    await when.the_fleet_is_deleted(scene)
+    await then.claims_are_there(scene, 0)
+
+
+async def volumes_grow(scene: scenes.Scene) -> None:
+    """Twice, under both policies: the StatefulSet is made anew for it, and takes its pods and claims in again. No worker notices."""
+    await given.a_fleet(scene, workers=2, storage={"size": "1Gi", "retentionPolicy": "Retain"})
+    await given.a_steady_load(scene)
+    await asyncio.sleep(BEFORE_S)
+    before = await then.restarts(scene)
+    for size, policy in (("2Gi", "Retain"), ("3Gi", "Delete")):
+        of_before = await scene.stateful_set_uid()
+        await when.the_fleet_is_patched(scene, {"storage": {"size": size, "retentionPolicy": policy}})
+        seconds = await then.volumes_have_grown(scene, size, of_before)
+        await then.the_fleet_has_settled(scene, 2)
+        await then.no_worker_was_restarted(scene, before)
+        await then.twins_and_effects_equal_the_model(scene, f"volumes of {size} after {seconds:.1f} s")
     await scene.load.stop()
     await when.the_fleet_is_deleted(scene)
     await then.claims_are_there(scene, 0)

@@ -135,6 +135,11 @@ class Scene:
         """The ordinal of one of two workers, not on that node."""
         return next((index for index, pod in enumerate(await self.pods()) if pod["spec"]["nodeName"] != node), 1)
 
+    async def stateful_set_uid(self) -> str:
+        """ "" without one."""
+        found = await self.stage.objects("statefulsets", self.namespace)
+        return str(found[0]["metadata"]["uid"]) if found else ""
+
     async def shards_of(self, worker: str) -> list[str]:
         """That it runs, as it says itself."""
         told = [(entry["spec"]["shardId"], entry.get("status") or {}) for entry in await self.partitions()]

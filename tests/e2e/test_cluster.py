@@ -51,6 +51,10 @@ async def test_suspension(a_scene: scene.Scene) -> None:
     await scenarios.a_suspended_fleet_goes_on_where_it_was(a_scene)
 
 
+async def test_volume_growth(a_scene: scene.Scene) -> None:
+    await scenarios.volumes_grow(a_scene)
+
+
 async def test_deaths(a_scene: scene.Scene) -> None:
     needs(a_scene, A.REACH_PROCESSES)
     await scenarios.workers_die(a_scene, random.Random(3))

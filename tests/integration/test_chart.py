@@ -129,6 +129,20 @@ def test_every_pod_keeps_to_the_restricted_standard(name: str) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_the_operators_account_takes_the_aws_role_that_production_gives_it() -> None:
+    accounts = {
+        document["metadata"]["name"]: document["metadata"].get("annotations") or {}
+        for document in charts.rendered(*VALUES["production"])
+        if document["kind"] == "ServiceAccount"
+    }
+    (operator,) = [
+        pod
+        for _, pod in charts.pod_specs(charts.rendered(*VALUES["production"]))
+        if pod["containers"][0]["name"] == "operator"
+    ]
+    assert accounts[operator["serviceAccountName"]]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
+
+
 def test_the_rendered_definitions_are_the_projects_bytes() -> None:
     text = charts.helm("helm-3", "template", "t", str(charts.CHART), "--kube-version", charts.KUBE_VERSION)
     for file in sorted((charts.PROJECT / "crds").glob("*.yaml")):

@@ -39,7 +39,8 @@ async def test_a_fleet_becomes_what_it_says_and_then_nothing_is_written(scene: S
             _stands_still(fleet, operator)
         own = fleet.get()
         assert own["metadata"]["finalizers"] == ["fleettwin.io/final-checkpoint"]
-        assert "kopf" not in json.dumps([own, *fleet.children()])
+        assert "kopf" not in json.dumps([own, *fleet.children(), *fleet.made()])
+        assert not [each["metadata"]["name"] for each in fleet.made() if each["metadata"].get("finalizers")]
         assert operator.get("/healthz") == (200, "ok\n")
         assert operator.get("/readyz") == (200, "ok\n")
 

@@ -204,6 +204,11 @@ class Fleet:
         selector = f"?labelSelector=fleettwin.io/fleet={self.name}"
         return [found for place in places for found in self.server.request("GET", place + selector)["items"]]
 
+    def made(self) -> list[dict[str, Any]]:
+        """Its pods and partitions."""
+        places = self.path("pods"), self.path("twinpartitions", root=kube_api.FLEETS)
+        return [found for place in places for found in self.server.request("GET", place)["items"]]
+
     def partitions(self) -> list[twin_partition.TwinPartition]:
         """In the order in which they were made."""
         found = self.server.request("GET", self.path("twinpartitions", root=kube_api.FLEETS))["items"]

@@ -237,15 +237,10 @@ async def the_worker_is_back_or_others_have_taken_over(scene: scenes.Scene, ordi
 
 async def the_zombie_is_fenced(scene: scenes.Scene, pod: dict[str, Any], had: Sequence[str]) -> None:
     """The pod as it was, and the shards that it had: its process still answers, and says of each that another has claimed it."""
-    url = f"http://{pod['status']['podIP']}:8080/v1/status"
 
     async def look() -> str:
         try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
-                session.get(url) as answer,
-            ):
-                told = await answer.json()
+            told = await _status(pod)
         except (aiohttp.ClientError, TimeoutError) as error:
             return f"the zombie doesn't answer: {error!r}"
         by_shard = {entry["shard_id"]: entry for entry in told["partitions"]}
@@ -256,6 +251,23 @@ async def the_zombie_is_fenced(scene: scenes.Scene, pod: dict[str, Any], had: Se
     scene.tell(f"the zombie runs nothing any more after {seconds:.1f} s")
 
 
+async def workers_say_that_the_control_plane_is_away(scene: scenes.Scene, pods: Sequence[dict[str, Any]]) -> None:
+    """In their own /v1/status, while they run what they ran. pods: as they were."""
+    for pod in pods:
+        told = await _status(pod)
+        assert told["control_plane"]["trouble"], f"{pod['metadata']['name']} says nothing of it: {told}"
+        assert told["totals"]["running"] == told["totals"]["partitions"] > 0, told
+    scene.tell(f"a worker says of it: {told['control_plane']['trouble']}")
+
+
+async def _status(pod: dict[str, Any]) -> dict[str, Any]:
+    """What a worker says of itself. Raises aiohttp.ClientError, TimeoutError."""
+    url = f"http://{pod['status']['podIP']}:8080/v1/status"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session, session.get(url) as answer:
+        told: dict[str, Any] = await answer.json()
+        return told
+
+
 async def claims_are_there(scene: scenes.Scene, count: int, seconds_max: float = 60.0) -> None:
     async def look() -> str:
         there = [
@@ -264,6 +276,25 @@ async def claims_are_there(scene: scenes.Scene, count: int, seconds_max: float =
         return "" if len(there) == count else f"claims: {there}"
 
     await scene.until(look, f"{count} claims are there", seconds_max)
+
+
+async def volumes_have_grown(scene: scenes.Scene, size: str, of_before: str, seconds_max: float = 60.0) -> float:
+    """Of the claims that there are, and of those to come: another StatefulSet than of_before. The seconds that it took."""
+
+    async def look() -> str:
+        claims = await scene.stage.objects("persistentvolumeclaims", scene.namespace)
+        small = [
+            claim["metadata"]["name"] for claim in claims if claim["spec"]["resources"]["requests"] != {"storage": size}
+        ]
+        if small:
+            return f"{', '.join(small)} aren't of {size}"
+        sets = await scene.stage.objects("statefulsets", scene.namespace)
+        if [entry for entry in sets if entry["metadata"]["uid"] != of_before] == []:
+            return "the StatefulSet isn't made anew"
+        asked = sets[0]["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]
+        return "" if asked == {"storage": size} else f"the StatefulSet asks for {asked}"
+
+    return await scene.until(look, f"volumes of {size}", seconds_max)
 
 
 async def every_worker_is_another(scene: scenes.Scene, before: dict[str, str], seconds_max: float = 300.0) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
 import time
+from collections.abc import AsyncIterator
 
 from tests.e2e import scene as scenes
 from tests.e2e.steps import then
@@ -80,11 +82,12 @@ async def the_operator_is_killed_in_the_middle(scene: scenes.Scene, dice: random
     await asyncio.to_thread(scene.stage.operator.start)
 
 
-async def the_api_server_is_away(scene: scenes.Scene, seconds: float) -> None:
-    """Back, and ready, when this returns."""
+@contextlib.asynccontextmanager
+async def the_api_server_is_away(scene: scenes.Scene) -> AsyncIterator[None]:
+    """Back, and ready, at the end."""
     await scene.stage.cluster.stop_api_server()
     try:
-        await asyncio.sleep(seconds)
+        yield
     finally:
         await scene.stage.cluster.start_api_server()
 
