@@ -26,18 +26,21 @@ def chosen() -> str:
     return told or ("kind" if shutil.which("docker") and shutil.which("kind") else "local")
 
 
-def provided(made: images.Images) -> contextlib.AbstractContextManager[providers.Cluster]:
+def provided(request: pytest.FixtureRequest) -> tuple[contextlib.AbstractContextManager[providers.Cluster], str]:
+    """And the project's image."""
     name = chosen()
-    if name == "local":
-        return local.running(NODES, made.of_fleets())
-    if name == "kind":
-        return kind.running(made.of_fleets())
-    assert name == "current", f"FLEET_TWIN_E2E_PROVIDER is {name!r}: kind, local or current"
-    return current.running()
+    if name == "current":
+        return current.running(), os.environ.get(current.IMAGE, "")
+    assert name in ("local", "kind"), f"FLEET_TWIN_E2E_PROVIDER is {name!r}: kind, local or current"
+    made: images.Images = request.getfixturevalue("project_images")
+    cluster = local.running(NODES, made.of_fleets()) if name == "local" else kind.running(made.of_fleets())
+    return cluster, made.project.name
 
 
 @pytest.fixture(scope="session")
 def project_images() -> images.Images:
+    if chosen() == "current":
+        pytest.skip("the cluster at hand takes no images that are made here")
     try:
         if chosen() == "local":
             needs.check()  # says everything that a machine lacks; what makes images says the first thing only
@@ -47,17 +50,16 @@ def project_images() -> images.Images:
 
 
 @pytest.fixture(scope="session")
-def stage(
-    project_images: images.Images, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[scene.Stage]:
+def stage(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[scene.Stage]:
     folder = tmp_path_factory.mktemp("stage")
+    provider, image = provided(request)
     with pytest.MonkeyPatch.context() as patched:
         aws_env.apply(patched)
         try:
             with (
-                provided(project_images) as cluster,
+                provider as cluster,
                 cluster.entered(),
-                staging.with_chart(cluster, project_images.project.name, folder) as made,
+                staging.with_chart(cluster, image, folder) as made,
             ):
                 yield made
                 request.config.stash[artifacts.REPORT] = made.report

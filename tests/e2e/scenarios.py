@@ -130,12 +130,13 @@ async def the_api_server_goes_away(scene: scenes.Scene) -> None:
 
 
 async def a_zombie_is_fenced(scene: scenes.Scene) -> None:
-    """Its node's kubelet is gone, its pod is deleted by force, its process lives on and would write."""
+    """Its node's kubelet is gone, its pod is deleted by force, its process lives on, hears of nothing, and would write."""
     await given.a_fleet(scene, workers=2)
     await given.a_steady_load(scene)
     await asyncio.sleep(BEFORE_S)
     zombie = await scene.pod(1)
     had = await scene.shards_of(zombie["metadata"]["name"])
+    await when.a_worker_is_cut_off_from_the_api_server(scene, zombie)
     node = await when.the_node_of_a_worker_is_lost(scene, 1, processes_live_on=True)
     try:
         await when.a_pod_is_force_deleted(scene, 1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from aiobotocore import session as aio_session
 
 from tests.e2e import operators, providers, scene
+from tests.e2e.steps import given
 from tests.support import aws_env, go_tools, kinesis_local, memory_kinesis_server, versitygw
 
 
@@ -47,9 +49,11 @@ def with_chart(cluster: providers.Cluster, image: str, folder: Path) -> Iterator
     ):
         asyncio.run(_make_bucket(store_url))
         operator = operators.OperatorPod(cluster, helm, image, {"AWS_ENDPOINT_URL_KINESIS": kinesis_url})
+        stage = scene.Stage(cluster, operator, kinesis_url, store_url, folder)
+        asyncio.run(_make_namespace(stage))
         operator.install()
         try:
-            yield scene.Stage(cluster, operator, kinesis_url, store_url, folder)
+            yield stage
         finally:
             operator.uninstall()
 
@@ -71,4 +75,7 @@ async def _make_bucket(store_url: str) -> None:
 
 
 async def _make_namespace(stage: scene.Stage) -> None:
-    await stage.kubectl("create", "namespace", operators.LEASE_NAMESPACE)
+    """Of the operator; it has to be admitted as fleets have."""
+    metadata = {"name": operators.LEASE_NAMESPACE, "labels": given.RESTRICTED}
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    await stage.kubectl("apply", "--filename=-", stdin=json.dumps(manifest))

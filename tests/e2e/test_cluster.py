@@ -66,7 +66,7 @@ async def test_lost_node(a_scene: scene.Scene) -> None:
 
 
 async def test_zombie(a_scene: scene.Scene) -> None:
-    needs(a_scene, A.LOSE_NODES)
+    needs(a_scene, A.LOSE_NODES, A.REACH_PROCESSES)
     await scenarios.a_zombie_is_fenced(a_scene)
 
 

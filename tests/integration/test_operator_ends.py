@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from fleet_model import packed_generations
-from tests.support import moto_server, operator_process, played_workers, streams
+from tests.support import kube_api, moto_server, mute_watches, operator_process, played_workers, streams
 from tests.support.operator_scene import Scene
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
@@ -107,6 +108,34 @@ async def test_an_api_server_that_is_away_for_a_while(scene: Scene, kinesis: str
         scene.until(lambda: fleet.status()["rules"]["generation"] == 2, "and hears of edits", 30)
         operator.check_alive()
         assert operator.get("/healthz") == (200, "ok\n")
+
+
+@pytest.mark.e2e_only
+@pytest.mark.timeout(400)
+async def test_watches_that_fall_silent_are_noticed_and_begun_anew(
+    scene: Scene, kinesis: streams.Streams, tmp_path: Path
+) -> None:
+    """Nothing closes the connections. Its health says so while no event arrives, and its watches end by their own time, not by anybody's word."""
+    await kinesis.create(scene.stream)
+    fleet, behind = scene.fleet, mute_watches.MuteWatches(scene.server.url, scene.server.ca_file)
+    scene.apply()
+    token = scene.server.service_account(scene.namespace, "operator-behind", operator_process.RULES)
+    with behind.running():
+        path = tmp_path / "behind.kubeconfig"
+        kube_api.write_kubeconfig(path, behind.url, scene.server.ca_file, {"token": token}, scene.namespace)
+        with operator_process.running(path, scene.namespace) as operator:
+            scene.until(lambda: fleet.status().get("rules"), "the fleet is looked after")
+            fleet.edit(rules={"temperature": {"threshold": 69.0}})
+            scene.until(lambda: fleet.status()["rules"]["generation"] == 2, "it hears of edits at once", 5)
+            assert operator.get("/healthz")[0] == 200
+            behind.mute()
+            scene.until(lambda: operator.get("/healthz")[0] == 503, "it notices that nothing arrives", 120)
+            assert "arrive" in operator.get("/healthz")[1]
+            behind.unmute()
+            scene.until(lambda: operator.get("/healthz")[0] == 200, "its watches are begun anew", 120)
+            fleet.edit(rules={"temperature": {"threshold": 70.0}})
+            scene.until(lambda: fleet.status()["rules"]["generation"] == 3, "and hear of edits at once", 5)
+            operator.check_alive()
 
 
 async def test_a_worker_that_stops_answering_loses_its_partitions(scene: Scene, kinesis: streams.Streams) -> None:

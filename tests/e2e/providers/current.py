@@ -1,7 +1,7 @@
 """The cluster that the kubeconfig at hand names, as it is: nobody's nodes are lost there, and nothing is loaded into it. See providers.Cluster.
 
-FLEET_TWIN_E2E_ADDRESS is this machine's address as pods of the cluster see it: only whoever set it up knows. The images must be where its
-nodes find them.
+FLEET_TWIN_E2E_ADDRESS is this machine's address as pods of the cluster see it, FLEET_TWIN_E2E_IMAGE the project's image as its nodes find it:
+only whoever set it up knows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.e2e.cluster import errors
 from tests.e2e.providers import Ability, ClusterFailedError
 
-ADDRESS = "FLEET_TWIN_E2E_ADDRESS"
+ADDRESS, IMAGE = "FLEET_TWIN_E2E_ADDRESS", "FLEET_TWIN_E2E_IMAGE"
 KUBECTL_S_MAX = 60
 
 
@@ -26,7 +26,7 @@ class CurrentProvider:
     """See providers.Cluster."""
 
     name = "current"
-    can = frozenset({Ability.IMAGES})
+    can: frozenset[Ability] = frozenset()
 
     def __init__(self, kubeconfig: Path, kubectl: Path, address: str) -> None:
         self.kubeconfig, self.kubectl, self.address = kubeconfig, kubectl, address
@@ -54,7 +54,7 @@ class CurrentProvider:
         raise NotImplementedError("pods run on other machines: ask `can` for Ability.REACH_PROCESSES")
 
     async def load_image(self, archive: Path) -> None:
-        """Its nodes have the images, or fetch them."""
+        raise NotImplementedError("its nodes have the images, or fetch them: ask `can` for Ability.IMAGES")
 
     async def gather(self, folder: Path) -> None:
         """Whose logs these are, they keep."""
@@ -79,6 +79,7 @@ def running() -> Iterator[CurrentProvider]:
             (f"the kubeconfig {kubeconfig}", kubeconfig.is_file()),
             ("kubectl", kubectl),
             (f"{ADDRESS}, this machine's address as pods see it", address),
+            (f"{IMAGE}, the project's image as its nodes find it", os.environ.get(IMAGE)),
         )
         if not is_there
     ]

@@ -244,11 +244,16 @@ async def the_zombie_is_fenced(scene: scenes.Scene, pod: dict[str, Any], had: Se
         except (aiohttp.ClientError, TimeoutError) as error:
             return f"the zombie doesn't answer: {error!r}"
         by_shard = {entry["shard_id"]: entry for entry in told["partitions"]}
-        print(by_shard)
+        for shard_id in had:
+            entry = by_shard.get(shard_id) or {"phase": "gone", "message": ""}
+            if entry["phase"] != "Failed" or "claimed" not in (entry["message"] or ""):
+                return f"{shard_id} at the zombie is {entry['phase']}: {entry['message']}"
         return ""
 
+    assert had, "it ran nothing"
     seconds = await scene.until(look, "the zombie is fenced", 60.0)
-    scene.tell(f"the zombie runs nothing any more after {seconds:.1f} s")
+    told = {entry["shard_id"]: entry["message"] for entry in (await _status(pod))["partitions"]}
+    scene.tell(f"the zombie is fenced after {seconds:.1f} s: {told[had[0]]}")
 
 
 async def workers_say_that_the_control_plane_is_away(scene: scenes.Scene, pods: Sequence[dict[str, Any]]) -> None:

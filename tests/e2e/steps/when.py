@@ -8,13 +8,17 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from tests.e2e import scene as scenes
+from tests.e2e.cluster import needs
 from tests.e2e.steps import then
 
-SHARD_OF_SPLIT = 0
+API_SERVER_PORT = "443"
+"""Of its Service."""
 
 
 async def the_fleet_is_scaled_to(scene: scenes.Scene, workers: int) -> None:
@@ -69,6 +73,16 @@ async def a_pod_is_deleted(scene: scenes.Scene, ordinal: int) -> None:
 
 async def the_node_comes_back(scene: scenes.Scene, node: str) -> None:
     await scene.stage.cluster.bring_back_node(node)
+
+
+async def a_worker_is_cut_off_from_the_api_server(scene: scenes.Scene, pod: dict[str, Any]) -> None:
+    """It hears of nothing, and reaches Kinesis and S3 as before."""
+    pids = await scene.stage.cluster.processes(pod["metadata"]["uid"], "worker")
+    assert pids, f"{pod['metadata']['name']} doesn't run"
+    rule = ("iptables", "-I", "OUTPUT", "-p", "tcp", "--dport", API_SERVER_PORT, "-j", "DROP")
+    command = ["nsenter", f"--target={pids[0]}", "--net", *rule]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, env=needs.environment())
+    assert done.returncode == 0, done.stderr
 
 
 async def a_pod_is_force_deleted(scene: scenes.Scene, ordinal: int) -> None:
