@@ -107,7 +107,7 @@ async def _the_operators_node_is_lost(scene: scenes.Scene, operator_dies: random
     try:
         await when.a_pod_is_deleted(scene, ordinal)
         await _in_the_middle(scene, operator_dies)
-        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}", seconds_max=90.0)
+        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}", seconds_max=120.0)
         await then.twins_and_effects_equal_the_model(scene, f"the operator's node lost, taken over in {seconds:.1f} s")
     finally:
         await when.the_node_comes_back(scene, node)

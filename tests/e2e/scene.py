@@ -37,7 +37,7 @@ KINESIS = os.environ.get("FLEET_TWIN_E2E_KINESIS", "memory")
 EDITS = int(os.environ.get("FLEET_TWIN_E2E_EDITS", "6"))
 PATIENCE = float(os.environ.get("FLEET_TWIN_E2E_PATIENCE", "1"))
 """Factor on every deadline but those that are promises, for machines that are busy with other things."""
-RATE_MIN = 0.8 * RATE / PATIENCE if KINESIS == "memory" else 0.0
+RATE_MIN = 0.6 * RATE / PATIENCE if KINESIS == "memory" else 0.0
 """Records/s that a steady load must have put: less would prove less. Other emulators take what they can."""
 
 
