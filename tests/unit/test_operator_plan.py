@@ -210,6 +210,24 @@ def test_a_suspended_fleet_lets_its_partitions_go_then_its_workers_and_comes_bac
     assert cluster.condition("Ready") == ("True", "AllPartitionsRunning")
 
 
+def test_a_fleet_that_is_suspended_while_its_volumes_grow_lets_its_partitions_go_first() -> None:
+    cluster = running(storage={"size": "10Gi"})
+    cluster.document["spec"] |= {"suspend": True, "storage": {"size": "20Gi"}}
+    asked = []
+    for _ in range(4):
+        made = cluster.round()
+        asked += [
+            action.manifest["spec"]["replicas"]
+            for action in made.actions
+            if isinstance(action, actions.Apply) and action.manifest["kind"] == "StatefulSet"
+        ]
+        if cluster.owners() == {""} and Phase.RELEASED not in {e.status.phase for e in cluster.partitions.values()}:
+            assert 0 not in asked, "its workers end before their final checkpoints"
+    cluster.run()
+    assert (cluster.replicas, cluster.pods) == (0, {})
+    assert cluster.condition("Ready") == ("False", "Suspended")
+
+
 def test_a_deleted_fleet_goes_when_every_partition_has_its_final_checkpoint() -> None:
     cluster = running()
     cluster.deletion = observed.Deletion(cluster.now_ms)
