@@ -75,9 +75,8 @@ _GRAVITY = list(End)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     """rest: the end but for refusals of the fleet's own objects, which keep nothing else from being done. done: actions that were carried
-    out. stamped: whether a new rules generation
-    was published in time; None: there was none. is_told: the status that the plan's events belong to stands. why: the first thing that went wrong. refusals: to be told in the
-    fleet's conditions."""
+    out. stamped: whether a new rules generation was published in time; None: there was none. is_told: the status that the plan's events belong
+    to stands. why: the first thing that went wrong. refusals: to be told in the fleet's conditions."""
 
     end: End = End.DONE
     rest: End = End.DONE
@@ -127,11 +126,7 @@ class Acting:
                     raise errors.CutError(f"{done} of {len(plan.actions)} changes are made; the API server is slow")
                 round_.act(action)
             except errors.OperatorError as error:
-                failed = _end_of(error)
-                if failed is End.CONFLICT and _is_copy(action):
-                    failed = (
-                        End.REFUSED
-                    )  # one that isn't ours has its name: nothing that the next look would know better
+                failed = _end_of(error, action)
                 end, why = max(end, failed, key=_GRAVITY.index), why or str(error)
                 if failed is End.REFUSED:
                     refused.append(known or _Refused(action, None, str(error)))
@@ -158,9 +153,11 @@ class Acting:
         self._refused.pop(fleet, None)
 
 
-def _end_of(error: errors.OperatorError) -> End:
+def _end_of(error: errors.OperatorError, action: actions.Action) -> End:
     if isinstance(error, errors.RefusedError):
         return End.REFUSED
+    if isinstance(error, errors.ConflictError) and _is_copy(action):
+        return End.REFUSED  # another one has its name, which the next look wouldn't know better
     if isinstance(error, errors.ConflictError | errors.MissingError):
         return End.CONFLICT
     if isinstance(error, errors.CutError):
@@ -253,7 +250,7 @@ class _Round:
         over_s = self._clock.monotonic() - self._publish_by_s
         self.stamped = over_s <= 0
         if over_s * 1_000 > looking.LATE_MS:
-            # The server counts the time from when the write reached it. Workers look at it, too (`late_generations`).
+            # The server counts the time from when the write reached it. Workers look at it, too (fleet_twin_rules_late).
             log.warning(
                 "a rules generation was answered %.0f ms too late: some records may be judged by the one before",
                 over_s * 1_000,
