@@ -33,6 +33,8 @@ AT_ONCE_MAX = 8
 LOOK_S_MAX = 20.0
 FIRST_S_MAX = 5.0
 """So long a fleet's first round waits for the first answer. Then its stream is one that can't be listed: takeovers don't need it."""
+SOON, SOON_S = 6, 0.2
+"""So many first answers so far apart: an edit may come in the first seconds, and a clock known by one header may be a second behind."""
 SAMPLES = 32
 """Date headers come in whole seconds: the farthest ahead of this many tells the clock to a fraction of one."""
 
@@ -153,7 +155,7 @@ class StreamWatch:
                 answer = await self._looks.look(await self._place(fleet, entry.fleet))
             entry.ahead_ms.append(answer.date_ms - self._monotonic_ms())
             entry.answer, entry.answered_s, entry.why = answer, self._clock.monotonic(), ""
-            entry.failures, wait_s = 0, EVERY_S
+            entry.failures, wait_s = 0, EVERY_S if len(entry.ahead_ms) >= SOON else SOON_S
         except (errors.StreamUnavailableError, TimeoutError) as error:
             why = (
                 str(error) or f"stream {entry.fleet.streams.telemetry.stream_name}: no answer within {LOOK_S_MAX:.0f} s"
