@@ -6,6 +6,7 @@ Linux means the parent's thread: start children from one that lives as long as t
 from __future__ import annotations
 
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
@@ -19,20 +20,17 @@ def before_exec() -> Callable[[], None] | None:
     """`preexec_fn` of a child. What it needs is loaded here, since little is safe between fork and exec."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it was killed before it was asked for
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask
+    return functools.partial(_end_with, ctypes.CDLL(None).prctl, os.getpid())
 
 
 def end_with_parent() -> None:
     """`initializer` of a pool's processes: they would wait for work for ever."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it was killed while this one came up
-            os.kill(os.getpid(), signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if sys.platform.startswith("linux") and parent is not None and parent.pid is not None:
+        _end_with(ctypes.CDLL(None).prctl, parent.pid)
+
+
+def _end_with(prctl: Callable[[int, int], int], parent: int) -> None:
+    prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it was killed before it was asked for
+        os.kill(os.getpid(), signal.SIGTERM)

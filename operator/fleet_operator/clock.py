@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from typing import Protocol
 
@@ -12,6 +13,11 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds, never going back: for intervals."""
+
+
+def time_ms(text: str) -> int:
+    """A time as Kubernetes writes it, in milliseconds since the epoch. Raises ValueError."""
+    return int(datetime.datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def wall_ms(clock: Clock, moment_s: float) -> int:

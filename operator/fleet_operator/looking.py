@@ -7,7 +7,6 @@ old; every write is conditional or may be repeated, so that costs a round and no
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -155,7 +154,7 @@ class Looking:
 
     def _pods(self, fleet: FleetKey) -> list[workers.Pod]:
         found = (
-            workers.pod(each, fleet[1], _time_ms(each["metadata"].get("creationTimestamp")))
+            workers.pod(each, fleet[1], _created_ms(each["metadata"]))
             for each in self._from.cache.of_fleet(kinds.POD, fleet)
         )
         return [pod for pod in found if pod is not None]
@@ -328,9 +327,10 @@ def _deletion(metadata: Mapping[str, Any]) -> observed.Deletion | None:
         return None
     annotations = metadata.get("annotations") or {}
     return observed.Deletion(
-        since_ms=_time_ms(metadata["deletionTimestamp"]), at_once=annotations.get(naming.FORCE_DELETION) == "true"
+        since_ms=clock.time_ms(metadata["deletionTimestamp"]), at_once=annotations.get(naming.FORCE_DELETION) == "true"
     )
 
 
-def _time_ms(text: str | None) -> int:
-    return int(datetime.datetime.fromisoformat(text).timestamp() * 1000) if text else 0
+def _created_ms(metadata: Mapping[str, Any]) -> int:
+    told = metadata.get("creationTimestamp")
+    return clock.time_ms(told) if told else 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import datetime
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -241,7 +240,7 @@ def read(told: Mapping[str, Any], now_ms: int) -> workers.Answer:
 
 def _time_ms(text: str, otherwise_ms: int) -> int:
     try:
-        return int(datetime.datetime.fromisoformat(text).timestamp() * 1000)
+        return clock.time_ms(text)
     except ValueError:
         return otherwise_ms
 

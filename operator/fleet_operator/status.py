@@ -15,7 +15,7 @@ from fleet_model import rules, situation, twin_partition
 from fleet_model.control import Kind
 from fleet_model.situation import Stage
 from fleet_model.twin_partition import Phase
-from fleet_operator import naming, reasons, workers
+from fleet_operator import clock, naming, reasons, workers
 
 MESSAGE_MAX = 4_096
 """Characters of a condition's message."""
@@ -157,7 +157,7 @@ def restart_of(previous: Mapping[str, Any]) -> workers.Restart | None:
     if not isinstance(kept, Mapping):
         return None
     try:
-        until_ms = time_ms(kept["until"])
+        until_ms = clock.time_ms(kept["until"])
         return workers.Restart(str(kept["worker"]), str(kept["podUID"]), until_ms)
     except (KeyError, TypeError, ValueError):
         return None
@@ -167,11 +167,6 @@ def time_text(moment_ms: int) -> str:
     """Whole seconds, as Kubernetes writes times."""
     moment = datetime.datetime.fromtimestamp(moment_ms // 1000, datetime.UTC)
     return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def time_ms(text: str) -> int:
-    """Raises ValueError."""
-    return int(datetime.datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def _short(message: str) -> str:

@@ -8,12 +8,11 @@ hangs: the kubelet starts that one again, on the same disk.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleet_model import control
-from fleet_operator import naming, overlay
+from fleet_operator import clock, naming, overlay
 
 CRASHES = "CrashLoopBackOff"
 BREAKS = frozenset(
@@ -30,7 +29,7 @@ BREAKS = frozenset(
     }
 )
 """Reasons for which a container waits that don't go away by waiting alone."""
-EARLY_S, EARLY_RESTARTS_MIN = 60.0, 2
+EARLY_MS, EARLY_RESTARTS_MIN = 60_000, 2
 """A container that was started again so often, and whose last life was that short, crashes again and again: between two crashes it runs for
 some seconds, and nothing is better then."""
 
@@ -78,7 +77,8 @@ def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
     told: Mapping[str, Any] = next((entry for entry in status.get("conditions") or () if entry["type"] == "Ready"), {})
     is_over = status.get("phase") in ("Failed", "Succeeded")
     ready = told.get("status") == "True" and not is_over
-    unready_ms = 0 if ready else _time_ms(told.get("lastTransitionTime"))
+    changed = told.get("lastTransitionTime")
+    unready_ms = clock.time_ms(changed) if changed and not ready else 0
     return Pod(
         name=metadata["name"],
         ordinal=ordinal,
@@ -93,10 +93,6 @@ def pod(found: Mapping[str, Any], fleet: str, created_ms: int) -> Pod | None:
         crashed=not ready and bool(ended.get("exitCode")),
         unready_ms=max(created_ms, unready_ms),
     )
-
-
-def _time_ms(text: str | None) -> int:
-    return int(datetime.datetime.fromisoformat(text).timestamp() * 1000) if text else 0
 
 
 def _broken(status: Mapping[str, Any], is_over: bool) -> str:
@@ -117,8 +113,7 @@ def _ended_early(ended: Mapping[str, Any]) -> bool:
     """ended: the last life of a container, as Kubernetes tells it."""
     if not (ended.get("exitCode") and ended.get("startedAt") and ended.get("finishedAt")):
         return False
-    began, end = (datetime.datetime.fromisoformat(ended[name]) for name in ("startedAt", "finishedAt"))
-    return (end - began).total_seconds() < EARLY_S
+    return clock.time_ms(ended["finishedAt"]) - clock.time_ms(ended["startedAt"]) < EARLY_MS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

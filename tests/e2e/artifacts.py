@@ -5,17 +5,16 @@ Gathering never hides the failure: what can't be had is noted in the folder inst
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
-import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.e2e import operators
 from tests.e2e import scene as scenes
 
 FOLDER = Path(os.environ.get("FLEET_TWIN_E2E_ARTIFACTS", Path(__file__).parent / "artifacts"))
@@ -23,6 +22,8 @@ KINDS = (
     "devicefleets,twinpartitions,statefulsets,pods,persistentvolumeclaims,services,controllerrevisions,poddisruptionbudgets,"
     "roles,rolebindings,serviceaccounts"
 )
+PODS_OF = (("", 8080, ("metrics", "v1/status")), (operators.LEASE_NAMESPACE, 8081, ("metrics",)))
+"""Namespaces ("" = the scenario's own: workers; then the operator's), the port that their pods answer at, and what they are asked for."""
 METRICS_S_MAX = 5
 REPORT = pytest.StashKey[list[str]]()
 """Lines for the end of a run."""
@@ -45,37 +46,38 @@ async def scene_of(stage: scenes.Stage, request: pytest.FixtureRequest) -> Async
 async def gather(scene: scenes.Scene, test: str) -> Path:
     """Where it is."""
     folder = FOLDER / re.sub(r"[^A-Za-z0-9_.-]+", "-", test)
-    await _printed(scene, folder / "objects.yaml", "get", KINDS, "-o=yaml")
-    await _printed(scene, folder / "objects.txt", "get", KINDS, "-o=wide")
-    await _printed(scene, folder / "events.txt", "get", "events", "--sort-by=.lastTimestamp", "-o=wide")
-    await _pods(scene, folder)
-    try:
-        await asyncio.to_thread(scene.stage.operator.gather, folder)
-    except (AssertionError, OSError, subprocess.SubprocessError) as error:
-        _write(folder / "operator.missing", repr(error))
+    get = "get", "--namespace", scene.namespace
+    await _printed(scene.stage, folder / "objects.yaml", *get, KINDS, "-o=yaml")
+    await _printed(scene.stage, folder / "objects.txt", *get, KINDS, "-o=wide")
+    await _printed(scene.stage, folder / "events.txt", *get, "events", "--sort-by=.lastTimestamp", "-o=wide")
+    for namespace, port, paths in PODS_OF:
+        await _pods(scene.stage, namespace or scene.namespace, port, paths, folder)
+    scene.stage.operator.gather(folder)
     await scene.stage.cluster.gather(folder)
     return folder
 
 
-async def _pods(scene: scenes.Scene, folder: Path) -> None:
+async def _pods(stage: scenes.Stage, namespace: str, port: int, paths: Sequence[str], folder: Path) -> None:
+    """What each has said, said before it was started anew, and answers now."""
     try:
-        pods = await scene.pods()
+        pods = await stage.objects("pods", namespace)
     except scenes.KubectlError as error:
-        _write(folder / "pods.missing", str(error))
+        _write(folder / f"pods-of-{namespace}.missing", str(error))
         return
     for pod in pods:
         name = pod["metadata"]["name"]
-        await _printed(scene, folder / f"{name}.log", "logs", name, "--all-containers", "--prefix")
-        await _printed(scene, folder / f"{name}.before.log", "logs", name, "--previous", "--all-containers")
+        logs = ("logs", name, "--all-containers", "--prefix", "--namespace", namespace)
+        await _printed(stage, folder / f"{name}.log", *logs)
+        await _printed(stage, folder / f"{name}.before.log", *logs, "--previous")
         address = (pod.get("status") or {}).get("podIP")
         if address:
-            for path in ("metrics", "v1/status"):
-                await _asked(f"http://{address}:8080/{path}", folder / f"{name}.{path.replace('/', '.')}.txt")
+            for path in paths:
+                await _asked(f"http://{address}:{port}/{path}", folder / f"{name}.{path.replace('/', '.')}.txt")
 
 
-async def _printed(scene: scenes.Scene, file: Path, *words: str) -> None:
+async def _printed(stage: scenes.Stage, file: Path, *words: str) -> None:
     try:
-        _write(file, await scene.kubectl(*words, check=False))
+        _write(file, await stage.kubectl(*words, check=False))
     except scenes.KubectlError as error:
         _write(file.with_suffix(".missing"), str(error))
 

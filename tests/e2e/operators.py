@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,6 @@ IMAGE = "localhost/fleet-twin:dev"
 LEASE_NAMESPACE = "fleet-twin-system"
 RELEASE = "fleet-twin"
 CHART = Path(__file__).parents[2] / "charts" / "fleet-twin"
-METRICS_PORT = 8081
 HELM_S_MAX = 180
 READY_S_MAX = 120.0
 LOOK_AGAIN_S = 0.2
@@ -41,7 +39,7 @@ class Operator(Protocol):
         """The node of the one that acts; "" where it isn't a pod."""
 
     def gather(self, folder: Path) -> None:
-        """What it said, for whoever looks into a failure. May raise: a cluster that doesn't answer has no logs."""
+        """Its log, for whoever looks into a failure, where that isn't a pod's."""
 
 
 class OperatorProcess:
@@ -179,19 +177,7 @@ class OperatorPod:
         return str(leaders[0]["spec"]["nodeName"])
 
     def gather(self, folder: Path) -> None:
-        """Each pod's log, its log before it was killed last, and its metrics."""
-        for pod in self._pods():
-            name, address = pod["metadata"]["name"], pod["status"].get("podIP")
-            for ending, words in (("log", ()), ("before.log", ("--previous",))):
-                said = self._run("logs", name, "--tail=-1", *words)
-                (folder / f"{name}.{ending}").write_text(said.stdout or said.stderr)
-            if address:
-                try:
-                    with urllib.request.urlopen(f"http://{address}:{METRICS_PORT}/metrics", timeout=5) as answer:
-                        told = answer.read().decode()
-                except OSError as error:
-                    told = f"{error!r}"
-                (folder / f"{name}.metrics.txt").write_text(told)
+        """Nothing: what its pods have said is gathered as any pods' words are."""
 
     def _pods(self) -> list[dict[str, Any]]:
         told = self._asked("get", "pods", "--selector=app.kubernetes.io/component=operator", "-o=json")
@@ -199,12 +185,9 @@ class OperatorPod:
         return found
 
     def _asked(self, *words: str) -> str:
-        done = self._run(*words)
-        assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
-        return done.stdout
-
-    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [str(self._cluster.kubectl), f"--kubeconfig={self._cluster.kubeconfig}", *words]
-        return subprocess.run(
+        done = subprocess.run(
             [*command, f"--namespace={LEASE_NAMESPACE}"], capture_output=True, text=True, timeout=60, check=False
         )
+        assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+        return done.stdout

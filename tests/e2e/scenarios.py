@@ -7,8 +7,10 @@ long they may take and what they need.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+from collections.abc import AsyncIterator
 
 from tests.e2e import scene as scenes
 from tests.e2e.steps import given, then, when
@@ -87,32 +89,31 @@ async def a_node_is_lost(scene: scenes.Scene, operator_dies: random.Random | Non
     await given.a_fleet(scene, workers=2)
     await given.a_steady_load(scene)
     await asyncio.sleep(BEFORE_S)
-    leads_at = await asyncio.to_thread(scene.stage.operator.leads_at)
-    ordinal = await scene.worker_elsewhere(leads_at)
-    node = await when.the_node_of_a_worker_is_lost(scene, ordinal)
-    try:
-        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}")
-        await then.twins_and_effects_equal_the_model(scene, f"a node lost, taken over in {seconds:.1f} s")
-    finally:
-        await when.the_node_comes_back(scene, node)
-    await then.the_fleet_has_settled(scene, 2)
-    await then.twins_and_effects_equal_the_model(scene, "the node came back")
-    if operator_dies is not None:
-        await _the_operators_node_is_lost(scene, operator_dies)
-
-
-async def _the_operators_node_is_lost(scene: scenes.Scene, operator_dies: random.Random) -> None:
+    ordinal = await scene.worker_elsewhere(await asyncio.to_thread(scene.stage.operator.leads_at))
+    async with _a_node_away(scene, ordinal, "a node"):
+        pass
+    if operator_dies is None:
+        return
     ordinal = 1 - await scene.worker_elsewhere(await asyncio.to_thread(scene.stage.operator.leads_at))
-    node = await when.the_node_of_a_worker_is_lost(scene, ordinal)
-    try:
+    async with _a_node_away(scene, ordinal, "the operator's node", seconds_max=120.0):
         await when.a_pod_is_deleted(scene, ordinal)
         await _in_the_middle(scene, operator_dies)
-        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}", seconds_max=120.0)
-        await then.twins_and_effects_equal_the_model(scene, f"the operator's node lost, taken over in {seconds:.1f} s")
+
+
+@contextlib.asynccontextmanager
+async def _a_node_away(
+    scene: scenes.Scene, ordinal: int, what: str, seconds_max: float = then.TAKEOVER_S_MAX
+) -> AsyncIterator[None]:
+    """That of a worker. Inside: what happens right after; at the end others have taken over, within seconds_max from there, and it is back."""
+    node = await when.the_node_of_a_worker_is_lost(scene, ordinal)
+    try:
+        yield
+        seconds = await then.nothing_runs_at(scene, f"{scenes.NAME}-{ordinal}", seconds_max)
+        await then.twins_and_effects_equal_the_model(scene, f"{what} lost, taken over in {seconds:.1f} s")
     finally:
         await when.the_node_comes_back(scene, node)
     await then.the_fleet_has_settled(scene, 2)
-    await then.twins_and_effects_equal_the_model(scene, "that node came back")
+    await then.twins_and_effects_equal_the_model(scene, f"{what} came back")
 
 
 async def the_api_server_goes_away(scene: scenes.Scene) -> None:

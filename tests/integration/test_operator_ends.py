@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,25 +118,32 @@ async def test_watches_that_fall_silent_are_noticed_and_begun_anew(
 ) -> None:
     """Nothing closes the connections. Its health says so while no event arrives, and its watches end by their own time, not by anybody's word."""
     await kinesis.create(scene.stream)
-    fleet, behind = scene.fleet, mute_watches.MuteWatches(scene.server.url, scene.server.ca_file)
+    fleet = scene.fleet
+
+    async def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+        await asyncio.to_thread(scene.until, condition, what, seconds)
+
     scene.apply()
     token = scene.server.service_account(scene.namespace, "operator-behind", operator_process.RULES)
-    with behind.running():
+    async with mute_watches.MuteWatches(scene.server.url, scene.server.ca_file) as behind:
         path = tmp_path / "behind.kubeconfig"
-        kube_api.write_kubeconfig(path, behind.url, scene.server.ca_file, {"token": token}, scene.namespace)
-        with operator_process.running(path, scene.namespace) as operator:
-            scene.until(lambda: fleet.status().get("rules"), "the fleet is looked after")
+        kube_api.write_kubeconfig(path, behind.endpoint_url, scene.server.ca_file, {"token": token}, scene.namespace)
+        operator = operator_process.Operator(path, scene.namespace)
+        try:
+            await until(lambda: fleet.status().get("rules"), "the fleet is looked after")
             fleet.edit(rules={"temperature": {"threshold": 69.0}})
-            scene.until(lambda: fleet.status()["rules"]["generation"] == 2, "it hears of edits at once", 5)
+            await until(lambda: fleet.status()["rules"]["generation"] == 2, "it hears of edits at once", 5)
             assert operator.get("/healthz")[0] == 200
             behind.mute()
-            scene.until(lambda: operator.get("/healthz")[0] == 503, "it notices that nothing arrives", 120)
+            await until(lambda: operator.get("/healthz")[0] == 503, "it notices that nothing arrives", 120)
             assert "arrive" in operator.get("/healthz")[1]
             behind.unmute()
-            scene.until(lambda: operator.get("/healthz")[0] == 200, "its watches are begun anew", 120)
+            await until(lambda: operator.get("/healthz")[0] == 200, "its watches are begun anew", 120)
             fleet.edit(rules={"temperature": {"threshold": 70.0}})
-            scene.until(lambda: fleet.status()["rules"]["generation"] == 3, "and hear of edits at once", 5)
+            await until(lambda: fleet.status()["rules"]["generation"] == 3, "and hear of edits at once", 5)
             operator.check_alive()
+        finally:
+            await asyncio.to_thread(operator.stop)
 
 
 async def test_a_worker_that_stops_answering_loses_its_partitions(scene: Scene, kinesis: streams.Streams) -> None:

@@ -293,7 +293,7 @@ async def volumes_have_grown(scene: scenes.Scene, size: str, of_before: str, sec
         if small:
             return f"{', '.join(small)} aren't of {size}"
         sets = await scene.stage.objects("statefulsets", scene.namespace)
-        if [entry for entry in sets if entry["metadata"]["uid"] != of_before] == []:
+        if all(entry["metadata"]["uid"] == of_before for entry in sets):
             return "the StatefulSet isn't made anew"
         asked = sets[0]["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]
         return "" if asked == {"storage": size} else f"the StatefulSet asks for {asked}"

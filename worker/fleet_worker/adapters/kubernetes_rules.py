@@ -210,9 +210,11 @@ class FleetRules:
 
     def _count_late(self, found: tuple[rules.RulesGeneration, ...]) -> None:
         """Whoever stamps promises to publish in time; a paused operator or a stalled etcd can break that."""
-        newest, until_ms = self._kept[-1].generation if self._kept else found[-1].generation, self.known_until_ms
+        if not self._kept:
+            return
+        until_ms = self.known_until_ms
         for entry in found:
-            if entry.generation > newest and entry.effective_ms <= until_ms:
+            if entry.generation > self._kept[-1].generation and entry.effective_ms <= until_ms:
                 self.late += 1
                 log.error(
                     "rules generation %d starts at %d and came when all until %d was taken to be known: "
