@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tests.e2e.cluster import errors
 CLONE_NEWNET = 0x40000000
 COMMAND_S_MAX = 30
 BRIDGE = "fleet0"
+PODS_BRIDGE = "cni0"
+"""Of each node."""
 CONTROL = "10.245.0.1"
 """Of the API server, of DNS, and of whatever the tests start: pods reach it."""
 PODS = "10.246.0.0/16"
@@ -96,6 +99,15 @@ def make_node(cluster: str, namespace: str, number: int) -> None:
 def plug(cluster: str, number: int, is_in: bool) -> None:
     """The node's cable."""
     run("ip", "-n", cluster, "link", "set", _link(number), "up" if is_in else "down")
+
+
+def forget_pods(namespace: str) -> None:
+    """Of a node without power: its pods' links. The kernel keeps a dead pod's namespace, and with it its address, for as long as connections of
+    its wait for answers, and pods after a boot get the same addresses."""
+    links = json.loads(run("ip", "-n", namespace, "-json", "link", "show", "type", "veth") or "[]")
+    for link in links:
+        if link.get("master") == PODS_BRIDGE:
+            run("ip", "-n", namespace, "link", "delete", link["ifname"])
 
 
 def services_through(cluster: str, number: int) -> None:

@@ -63,6 +63,7 @@ class Node:
         """Without a word to anybody: the cable first, or the kernel would still close connections. Idempotent."""
         network.plug(self._cluster, self.number, False)
         self.end()
+        network.forget_pods(self._namespace)
 
     def kill_kubelet(self) -> None:
         """Nobody watches the pods any more, and their processes don't notice. Idempotent."""

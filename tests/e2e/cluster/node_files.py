@@ -47,7 +47,7 @@ oom_score = 0
 def pod_network(number: int) -> str:
     bridge = {
         "type": "bridge",
-        "bridge": "cni0",
+        "bridge": network.PODS_BRIDGE,
         "isGateway": True,
         "hairpinMode": True,
         "ipam": {

@@ -178,6 +178,9 @@ def test_a_lost_node_takes_everything_but_its_disk(cluster: local_cluster.LocalC
     cluster.lose_node("node-1")
     assert not psutil.pid_exists(pid)
     assert not answers(cluster, f"{pod['status']['podIP']}:8080")
+    of_node = f"{cluster.namespace}-{cluster.nodes['node-1'].number}"
+    left = network.run("ip", "-n", of_node, "link", "show", "master", network.PODS_BRIDGE)
+    assert left == "", "links of dead pods: those to come get their addresses"
     with cluster.entered():
         service = cluster.server.request("GET", f"/api/v1/namespaces/{NAMESPACE}/services/web")
     cluster.until(lambda: not cluster.all_ready(), "node-1 not ready", 120)
